@@ -1,0 +1,1 @@
+"""The upcall daemon: HTTP in, decision, model, HTTP out."""

@@ -1,0 +1,185 @@
+"""What a chat model is, whatever runs it: the contract between the daemon and every model.
+
+The canonical request is OpenAI's chat completion, the canonical answer a stream of events. Both cross process boundaries
+as JSON (`models/frames.py`), so everything here is a frozen dataclass that pydantic can validate.
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Protocol, TypeAlias
+
+Message: TypeAlias = Mapping[str, Any]
+"""One message in OpenAI's chat shape: `{"role": …, "content": str | parts, …}`, already validated by the wire format."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """One chat completion, in OpenAI's terms (https://platform.openai.com/docs/api-reference/chat/create).
+
+    `None` means "not said by the client": the model's own default applies. `extra` holds the fields that upcall does not
+    interpret; the cloud receives them unchanged and the local engine ignores them.
+    """
+
+    messages: Sequence[Message]
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    top_k: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    n: int = 1
+    logit_bias: Mapping[str, float] | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
+    tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: str | Mapping[str, Any] | None = None
+    response_format: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class FailureCode(StrEnum):
+    """Why a model gave no (further) answer; the daemon maps each to a status code and to what may be tried instead."""
+
+    BAD_REQUEST = "bad_request"
+    """The request itself is wrong, for this model or any; trying again does not help."""
+    CONTEXT_LENGTH = "context_length_exceeded"
+    """The prompt and the answer asked for do not fit the context."""
+    BUSY = "busy"
+    """The queue is full; `retry_after` says when to come back."""
+    UNAVAILABLE = "unavailable"
+    """No such model here now: not loaded, crashed, refused to load, unreachable."""
+    NO_KEY = "no_key"
+    """The cloud has no API key, or its keyring cannot be read."""
+    AUTHENTICATION = "authentication"
+    """The provider refused the key."""
+    RATE_LIMITED = "rate_limited"
+    """The provider asks to slow down; `retry_after` where it said for how long."""
+    TIMEOUT = "timeout"
+    """A deadline passed."""
+    UPSTREAM = "upstream"
+    """The provider answered with an error of its own, or broke off."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """The next piece of a choice's text; never splits a character."""
+
+    text: str
+    choice: int = 0
+    logprobs: Sequence[Mapping[str, Any]] | None = None
+    """OpenAI's `logprobs.content` entries of the tokens in this piece, where they were asked for."""
+    kind: Literal["text"] = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """The next piece of a tool call; `id` and `name` come with the first piece of a call."""
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+    choice: int = 0
+    kind: Literal["tool_call"] = "tool_call"
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """How sure the model was of one sampled token, of its distribution before any grammar or temperature."""
+
+    entropy: float
+    """Of the next-token distribution, in nats."""
+    margin: float
+    """Probability of the likeliest token less that of the second."""
+    choice: int = 0
+    kind: Literal["confidence"] = "confidence"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The request waits: for its turn, or for the model to load. For people; carries no part of the answer."""
+
+    stage: Literal["queued", "loading"]
+    position: int = 0
+    """Requests ahead of this one."""
+    fraction: float | None = None
+    """Share of the model loaded, 0 to 1."""
+    kind: Literal["progress"] = "progress"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens spent on the whole request, once, before the end."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    """Of the prompt, those whose keys and values were still in the cache."""
+    kind: Literal["usage"] = "usage"
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """A choice is complete."""
+
+    reason: Literal["stop", "length", "tool_calls", "content_filter"]
+    choice: int = 0
+    kind: Literal["finish"] = "finish"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The whole request ends here without (the rest of) an answer."""
+
+    code: FailureCode
+    message: str
+    """One line for people: what happened, why, what to do."""
+    retry_after: float | None = None
+    """Seconds."""
+    kind: Literal["failure"] = "failure"
+
+
+Event: TypeAlias = TextDelta | ToolCallDelta | Confidence | Progress | Usage | Finish | Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatus:
+    """What a model is and whether it can answer now."""
+
+    name: str
+    """The name that answers carry in `model`."""
+    state: Literal["loading", "ready", "unloaded", "failed"]
+    context_length: int = 0
+    """Tokens that prompt and answer share; 0 while unknown."""
+    tools: bool = False
+    images: bool = False
+    detail: str = ""
+    """For people: why it failed, how far loading is."""
+
+
+class ChatModel(Protocol):
+    """A model that answers chat requests. Implementations: the local engine, a cloud provider, a client of a worker."""
+
+    def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+        """Answer `request` as events; the last are one `Finish` per choice and `Usage`, or a single `Failure`.
+
+        Nothing is raised for a request that cannot be answered: that is a `Failure`. Closing the generator cancels the
+        request, also while its prompt is still being processed.
+        """
+        ...
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """Tokens of the rendered prompt, without answering it."""
+        ...
+
+    async def status(self) -> ModelStatus:
+        """What this model is and whether it can answer now; never waits for a running request."""
+        ...
+
+    async def close(self) -> None:
+        """Cancel what runs and give back memory and connections."""
+        ...

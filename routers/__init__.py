@@ -1,0 +1,1 @@
+"""Routers: how likely a prompt is to need the strong model, judged on this machine."""

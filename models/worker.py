@@ -1,0 +1,80 @@
+"""Hosts one `ChatModel` behind a socket: the far side of `models.client.WorkerClient`."""
+
+import asyncio
+import logging
+import socket
+import traceback
+from contextlib import aclosing
+
+from models.frames import (
+    FROM_WORKER,
+    TO_WORKER,
+    AskStatus,
+    Cancel,
+    Channel,
+    Chat,
+    Counted,
+    CountTokens,
+    Emit,
+    End,
+    FromWorker,
+    Refused,
+    Status,
+    ToWorker,
+)
+from models.interface import ChatModel, Failure, FailureCode
+
+log = logging.getLogger(__name__)
+
+
+async def serve(sock: socket.socket, model: ChatModel) -> None:
+    """Answer frames on `sock` with `model` until the other side closes it; then cancel what runs and close the model."""
+    channel = await Channel.over(sock, FROM_WORKER, TO_WORKER)
+    running: dict[int, asyncio.Task[None]] = {}
+    try:
+        while (frame := await channel.receive()) is not None:
+            if isinstance(frame, Cancel):
+                if frame.id in running:
+                    running[frame.id].cancel()
+                continue
+            task = asyncio.create_task(_handle(channel, model, frame))
+            running[frame.id] = task
+            task.add_done_callback(lambda _, id=frame.id: running.pop(id, None))  # type: ignore[misc]
+    finally:
+        for task in running.values():
+            task.cancel()
+        await asyncio.gather(*running.values(), return_exceptions=True)
+        await model.close()
+        await channel.close()
+
+
+async def _handle(
+    channel: Channel[FromWorker, ToWorker], model: ChatModel, frame: Chat | CountTokens | AskStatus
+) -> None:
+    match frame:
+        case Chat():
+            await _chat(channel, model, frame)
+        case CountTokens():
+            try:
+                channel.send(Counted(frame.id, await model.count_tokens(frame.request)))
+            except ValueError as error:
+                channel.send(Refused(frame.id, str(error)))
+        case AskStatus():
+            channel.send(Status(frame.id, await model.status()))
+
+
+async def _chat(channel: Channel[FromWorker, ToWorker], model: ChatModel, chat: Chat) -> None:
+    try:
+        async with aclosing(model.chat(chat.request)) as events:
+            async for event in events:
+                channel.send(Emit(chat.id, event))
+                await channel.drain()
+    except ConnectionError:
+        return
+    except Exception as error:
+        # Its message and its frames could quote the prompt: only the type and the place are logged.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        log.error("request %d ended by a %s at %s:%s", chat.id, type(error).__name__, place.filename, place.lineno)
+        channel.send(Emit(chat.id, Failure(FailureCode.UNAVAILABLE, "The model failed on this request; see the log.")))
+    finally:
+        channel.send(End(chat.id))

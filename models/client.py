@@ -28,7 +28,7 @@ class WorkerGoneError(Exception):
 
 
 class WorkerClient:
-    """Multiplexes requests over one connection to a worker. When the worker dies every open request ends in a `Failure`."""
+    """Many requests over one connection to a worker. When the worker dies every open one ends in a `Failure`."""
 
     def __init__(self, name: str, channel: Channel[ToWorker, FromWorker]) -> None:
         self.name = name

@@ -1,6 +1,7 @@
-"""The frames between the gateway and a worker: JSON, each behind its length as four big-endian bytes, over a stream socket."""
+"""The frames between the gateway and a worker: JSON, each behind its length as four big-endian bytes."""
 
 import asyncio
+import contextlib
 import socket
 from dataclasses import dataclass
 from typing import Annotated, Generic, Literal, TypeAlias, TypeVar
@@ -138,7 +139,5 @@ class Channel(Generic[Sent, Received]):
 
     async def close(self) -> None:
         self._writer.close()
-        try:
+        with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
-        except ConnectionError:
-            pass

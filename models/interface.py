@@ -1,7 +1,7 @@
 """What a chat model is, whatever runs it: the contract between the daemon and every model.
 
-The canonical request is OpenAI's chat completion, the canonical answer a stream of events. Both cross process boundaries
-as JSON (`models/frames.py`), so everything here is a frozen dataclass that pydantic can validate.
+The canonical request is OpenAI's chat completion, the canonical answer a stream of events. Both cross process
+boundaries as JSON (`models/frames.py`), so everything here is a frozen dataclass that pydantic can validate.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -10,15 +10,15 @@ from enum import StrEnum
 from typing import Any, Literal, Protocol, TypeAlias
 
 Message: TypeAlias = Mapping[str, Any]
-"""One message in OpenAI's chat shape: `{"role": …, "content": str | parts, …}`, already validated by the wire format."""
+"""One message in OpenAI's chat shape, `{"role": …, "content": str | parts, …}`, validated by the wire format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
     """One chat completion, in OpenAI's terms (https://platform.openai.com/docs/api-reference/chat/create).
 
-    `None` means "not said by the client": the model's own default applies. `extra` holds the fields that upcall does not
-    interpret; the cloud receives them unchanged and the local engine ignores them.
+    `None` means "not said by the client": the model's own default applies. `extra` holds the fields that upcall does
+    not interpret; the cloud receives them unchanged and the local engine ignores them.
     """
 
     messages: Sequence[Message]

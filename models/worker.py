@@ -5,6 +5,7 @@ import logging
 import socket
 import traceback
 from contextlib import aclosing
+from typing import TypeAlias
 
 from models.frames import (
     FROM_WORKER,
@@ -24,11 +25,13 @@ from models.frames import (
 )
 from models.interface import ChatModel, Failure, FailureCode
 
+Answers: TypeAlias = Channel[FromWorker, ToWorker]
+
 log = logging.getLogger(__name__)
 
 
 async def serve(sock: socket.socket, model: ChatModel) -> None:
-    """Answer frames on `sock` with `model` until the other side closes it; then cancel what runs and close the model."""
+    """Answer frames on `sock` with `model` until the other side closes it; then cancel what runs and close it."""
     channel = await Channel.over(sock, FROM_WORKER, TO_WORKER)
     running: dict[int, asyncio.Task[None]] = {}
     try:
@@ -48,9 +51,7 @@ async def serve(sock: socket.socket, model: ChatModel) -> None:
         await channel.close()
 
 
-async def _handle(
-    channel: Channel[FromWorker, ToWorker], model: ChatModel, frame: Chat | CountTokens | AskStatus
-) -> None:
+async def _handle(channel: Answers, model: ChatModel, frame: Chat | CountTokens | AskStatus) -> None:
     match frame:
         case Chat():
             await _chat(channel, model, frame)
@@ -63,7 +64,7 @@ async def _handle(
             channel.send(Status(frame.id, await model.status()))
 
 
-async def _chat(channel: Channel[FromWorker, ToWorker], model: ChatModel, chat: Chat) -> None:
+async def _chat(channel: Answers, model: ChatModel, chat: Chat) -> None:
     try:
         async with aclosing(model.chat(chat.request)) as events:
             async for event in events:

@@ -1,0 +1,71 @@
+"""The pieces of a provider's streamed answer, in OpenAI's shape, as events."""
+
+from collections.abc import Iterator
+from typing import Final, Literal, TypeAlias
+
+from any_llm.types.completion import ChatCompletionChunk
+
+from models.interface import Event, Finish, TextDelta, ToolCallDelta, Usage
+
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter"]
+_FINISH: Final[dict[str, FinishReason]] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+}
+
+
+class Answer:
+    """Reads one answer of `choices` choices, chunk by chunk."""
+
+    def __init__(self, choices: int) -> None:
+        self._open = set(range(choices))
+        self._calls: dict[tuple[int, int], int] = {}
+        self._arguments: set[tuple[int, int]] = set()
+        self._usage: Usage | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Every choice said how it ended. A stream that ends before is cut, however cleanly."""
+        return not self._open
+
+    def read(self, chunk: ChatCompletionChunk) -> Iterator[Event]:
+        """The events of one chunk, usage excepted, which some servers repeat: `usage` has the last."""
+        if chunk.usage is not None:
+            details = chunk.usage.prompt_tokens_details
+            cached = (details and details.cached_tokens) or 0
+            self._usage = Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens, cached)
+        for choice in chunk.choices:
+            delta = choice.delta
+            logprobs = choice.logprobs and choice.logprobs.content
+            text = delta.content or delta.refusal or ""
+            if text or logprobs:
+                entries = [entry.model_dump(mode="json") for entry in logprobs] if logprobs else None
+                yield TextDelta(text, choice.index, entries)
+            for call in delta.tool_calls or ():
+                # Anthropic numbers calls by content block, which its text shares: clients expect 0, 1, 2.
+                key = (choice.index, call.index)
+                begun = sum(1 for other, _ in self._calls if other == choice.index)
+                index = self._calls.setdefault(key, begun)
+                arguments = (call.function and call.function.arguments) or ""
+                if arguments:
+                    self._arguments.add(key)
+                name = call.function.name if call.function else None
+                yield ToolCallDelta(index, arguments, call.id or None, name or None, choice.index)
+            if choice.finish_reason is not None and choice.index in self._open:
+                yield from self._finish(choice.index, choice.finish_reason)
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the provider says it counted; None where it never did."""
+        return self._usage
+
+    def _finish(self, choice: int, reason: str) -> Iterator[Event]:
+        self._open.discard(choice)
+        for key, index in self._calls.items():
+            # A call without parameters may stream no arguments at all, and nothing is no JSON.
+            if key[0] == choice and key not in self._arguments:
+                yield ToolCallDelta(index, "{}", choice=choice)
+        yield Finish(_FINISH.get(reason, "stop"), choice)

@@ -1,0 +1,215 @@
+"""A cloud model behind the contract of every chat model. Import it in the cloud worker's process only."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, Final, TypeVar
+
+from any_llm import AnyLLM
+from any_llm.types.completion import ChatCompletionChunk
+
+from models.cloud.answer import Answer
+from models.cloud.breaker import Breaker
+from models.cloud.failures import CloudError, broke_off, explain
+from models.cloud.providers import arguments, connect
+from models.cloud.retry import RetryPolicy
+from models.cloud.settings import CloudSettings
+from models.interface import ChatRequest, Event, Failure, FailureCode, ModelStatus
+
+T = TypeVar("T")
+
+_TOKENS_PER_MESSAGE: Final = 16
+_TOKENS_PER_IMAGE: Final = 6000
+"""Above what either provider charges for the largest image that it does not scale down."""
+
+
+class CloudModel:
+    """One provider's model, always asked for a stream, whoever it is for: else there is nothing to time or to cancel.
+
+    The key is asked for at the first request, with `key(settings.key_name)` in a thread; it may raise LookupError with
+    a message for people, which becomes a NO_KEY failure. A refused key is asked for again at the next request.
+    `Usage` is missing from an answer whose provider reported none.
+    """
+
+    def __init__(self, settings: CloudSettings, key: Callable[[str], str]) -> None:
+        self._settings = settings
+        self._key = key
+        self._retry = RetryPolicy(settings.max_retries)
+        self._breaker = Breaker(patience=self._retry.patience)
+        self._provider: AnyLLM | None = None
+        self._key_refused = False
+        self._connecting = asyncio.Lock()
+
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+        deadline = time.monotonic() + self._settings.total_timeout
+        answer = Answer(request.n)
+        try:
+            provider = await self._connected()
+            sent = arguments(self._settings, request, provider)
+            chunk, rest = await self._begin(provider, sent, request, deadline)
+        except CloudError as error:
+            yield error.failure
+            return
+        except ValueError as error:
+            yield explain(error, self._settings, request).failure
+            return
+        failure: Failure | None = None
+        settled = False
+        try:
+            async with aclosing(rest):  # type: ignore[type-var]
+                while chunk is not None:
+                    for event in answer.read(chunk):
+                        yield event
+                    chunk = await self._next(rest, request, deadline)
+            if not answer.complete:
+                failure = broke_off(self._settings)
+            settled = True
+        except CloudError as error:
+            failure, settled = error.failure, True
+        finally:
+            if not settled:
+                self._breaker.abandoned()
+        # What breaks after the last choice ended takes nothing from the answer.
+        if answer.complete:
+            self._breaker.succeeded()
+            if answer.usage is not None:
+                yield answer.usage
+        elif failure is not None:
+            self._breaker.failed(failure)
+            yield failure
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """An upper bound, not a count: no token is shorter than a byte. English text has about four bytes in each."""
+        return _upper_bound(request.messages) + _upper_bound(request.tools) + _upper_bound(request.response_format)
+
+    async def status(self) -> ModelStatus:
+        refusal = self._breaker.refusal()
+        return ModelStatus(
+            name=self._settings.model,
+            state="failed" if refusal else "ready",
+            context_length=self._settings.context_length,
+            tools=self._settings.tools,
+            images=self._settings.images,
+            detail=refusal.message if refusal else "",
+        )
+
+    async def close(self) -> None:
+        """Drop the key and the connections; running answers break off. A later request connects again."""
+        provider, self._provider = self._provider, None
+        if provider is not None:
+            await _client(provider).close()
+
+    async def _connected(self) -> AnyLLM:
+        async with self._connecting:
+            if self._provider is not None and not self._key_refused:
+                return self._provider
+            key = await self._ask_key()
+            if self._provider is None:
+                try:
+                    self._provider = connect(self._settings, key)
+                except (ValueError, OSError) as error:
+                    reason = f"{self._settings.ca_bundle}: {error.strerror}" if isinstance(error, OSError) else error
+                    raise CloudError(
+                        Failure(FailureCode.UNAVAILABLE, f"Cloud model {self._settings.name} is not set up: {reason}")
+                    ) from None
+            else:
+                # Requests under way keep their connections, which a new client would close.
+                _client(self._provider).api_key = key
+            self._key_refused = False
+            return self._provider
+
+    async def _ask_key(self) -> str:
+        if self._settings.key_name is None:
+            return "none"
+        try:
+            return await asyncio.to_thread(self._key, self._settings.key_name)
+        except LookupError as error:
+            raise CloudError(Failure(FailureCode.NO_KEY, str(error))) from None
+
+    async def _begin(
+        self, provider: AnyLLM, sent: Mapping[str, Any], request: ChatRequest, deadline: float
+    ) -> tuple[ChatCompletionChunk | None, AsyncIterator[ChatCompletionChunk]]:
+        """The first chunk and the rest of an answer, after as many tries as the retry policy allows."""
+        tries = 0
+        while True:
+            if (refusal := self._breaker.admit()) is not None:
+                raise CloudError(refusal)
+            tries += 1
+            try:
+                return await self._try(provider, sent, request, deadline)
+            except CloudError as error:
+                self._breaker.failed(error.failure)
+                self._key_refused |= error.failure.code is FailureCode.AUTHENTICATION
+                left = deadline - time.monotonic()
+                pause = self._retry.pause(tries, error.failure, left) if error.retry else None
+                if pause is None:
+                    raise
+            except BaseException:
+                self._breaker.abandoned()
+                raise
+            await asyncio.sleep(pause)
+
+    async def _try(
+        self, provider: AnyLLM, sent: Mapping[str, Any], request: ChatRequest, deadline: float
+    ) -> tuple[ChatCompletionChunk | None, AsyncIterator[ChatCompletionChunk]]:
+        stream: Any = None
+
+        async def first() -> ChatCompletionChunk | None:
+            nonlocal stream
+            stream = aiter(await provider.acompletion(**sent))
+            return await anext(stream, None)
+
+        try:
+            chunk = await self._within(first(), self._settings.first_byte_timeout, "begin to answer", deadline)
+        except BaseException as error:
+            if stream is not None:
+                await stream.aclose()
+            if isinstance(error, CloudError) or not isinstance(error, Exception):
+                raise
+            raise explain(error, self._settings, request) from None
+        return chunk, stream
+
+    async def _next(
+        self, stream: AsyncIterator[ChatCompletionChunk], request: ChatRequest, deadline: float
+    ) -> ChatCompletionChunk | None:
+        try:
+            return await self._within(
+                anext(stream, None), self._settings.chunk_timeout, "go on with its answer", deadline
+            )
+        except CloudError:
+            raise
+        except Exception as error:
+            raise explain(error, self._settings, request, begun=True) from None
+
+    async def _within(self, work: Awaitable[T], seconds: float, what: str, deadline: float) -> T:
+        left = deadline - time.monotonic()
+        if left < seconds:
+            seconds, what = max(left, 0.0), f"finish within {self._settings.total_timeout:g} s in all"
+        else:
+            what = f"{what} within {seconds:g} s"
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await work
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            message = f"{self._settings.name} did not {what}; try again, or raise its timeouts."
+            raise CloudError(Failure(FailureCode.TIMEOUT, message)) from None
+
+
+def _client(provider: AnyLLM) -> Any:
+    # Every provider that `connect` accepts keeps its SDK's client here; any-llm itself cannot close one.
+    return provider.client  # type: ignore[attr-defined]
+
+
+def _upper_bound(value: Any) -> int:
+    if isinstance(value, Mapping):
+        if value.get("type") == "image_url":
+            return _TOKENS_PER_IMAGE
+        return _TOKENS_PER_MESSAGE + sum(_upper_bound(key) + _upper_bound(inner) for key, inner in value.items())
+    if isinstance(value, str):
+        return len(value.encode())
+    if isinstance(value, (list, tuple)):
+        return sum(_upper_bound(inner) for inner in value)
+    return 0 if value is None else len(str(value))

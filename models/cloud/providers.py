@@ -1,0 +1,168 @@
+"""What any-llm needs to reach a provider: a connection made from the settings alone, and a request in its terms."""
+
+import json
+import os
+import ssl
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any, cast
+
+import anthropic
+import openai
+from any_llm import AnyLLM
+from any_llm.providers.anthropic.base import BaseAnthropicProvider
+from any_llm.providers.openai.base import BaseOpenAIProvider
+
+from models.cloud.settings import CloudSettings
+from models.interface import ChatRequest
+
+_ENVIRONMENT = ("OPENAI_", "ANTHROPIC_", "ANY_LLM_")
+_KEEP_ALIVE = 60.0
+"""Seconds that an idle connection is kept for the next prompt; the SDKs' five are shorter than a person reads."""
+
+_ANTHROPIC_NAMED = (
+    "temperature", "top_p", "stop", "n", "tools", "tool_choice", "parallel_tool_calls", "response_format",
+    "reasoning_effort",
+)  # fmt: skip
+_OPENAI_ONLY = {
+    "presence_penalty", "frequency_penalty", "seed", "logit_bias", "logprobs", "top_logprobs", "min_p",
+    "user", "store", "metadata", "modalities", "audio", "prediction", "service_tier", "prompt_cache_key",
+    "prompt_cache_retention", "safety_identifier", "verbosity", "web_search_options", "stream_options",
+    "max_completion_tokens",
+}  # fmt: skip
+"""Anthropic refuses a body with any of these. Its own compatibility endpoint ignores them, and so do we."""
+
+
+def connect(settings: CloudSettings, key: str) -> AnyLLM:
+    """A client with connections to reuse, that takes nothing from the environment.
+
+    Raises ValueError for a provider that is unknown or speaks neither chat format, OSError for a bad `ca_bundle`.
+    """
+    for name in [name for name in os.environ if name.startswith(_ENVIRONMENT)]:
+        # The SDKs would take keys, addresses, extra headers and body logging from here.
+        del os.environ[name]
+    try:
+        provider = AnyLLM.get_provider_class(settings.provider)
+    except Exception as error:
+        raise ValueError(f"Cloud model {settings.name} names an unknown provider: {settings.provider}.") from error
+    if issubclass(provider, BaseAnthropicProvider):
+        sdk: ModuleType = anthropic
+        base_url = settings.base_url or "https://api.anthropic.com"
+    elif issubclass(provider, BaseOpenAIProvider):
+        sdk = openai
+        base_url = settings.base_url or provider.API_BASE or ""
+    else:
+        raise ValueError(f"Provider {settings.provider} speaks neither OpenAI's nor Anthropic's chat format.")
+    if not base_url:
+        raise ValueError(f"Cloud model {settings.name} needs a base_url.")
+    limits = type(sdk.DEFAULT_CONNECTION_LIMITS)(
+        max_connections=1000, max_keepalive_connections=100, keepalive_expiry=_KEEP_ALIVE
+    )
+    # Redirects would carry Anthropic's key header along to another host.
+    client = sdk.DefaultAsyncHttpxClient(
+        trust_env=False,
+        follow_redirects=False,
+        limits=limits,
+        proxy=settings.proxy,
+        verify=ssl.create_default_context(cafile=settings.ca_bundle) if settings.ca_bundle else True,
+    )
+    return AnyLLM.create(
+        settings.provider,
+        api_key=key,
+        api_base=base_url,
+        unified_exceptions=False,
+        max_retries=0,
+        http_client=client,
+        timeout=sdk.Timeout(None, connect=settings.connect_timeout),
+    )
+
+
+def arguments(settings: CloudSettings, request: ChatRequest, provider: AnyLLM) -> dict[str, Any]:
+    """`request` as the keyword arguments of `AnyLLM.acompletion`. Raises ValueError for what cannot be said in it."""
+    fields = _fields(settings, request)
+    if isinstance(provider, BaseAnthropicProvider):
+        return _anthropic(settings, request, fields)
+    options = {**(fields.get("stream_options") or {}), "include_usage": True}
+    body = {**fields, "messages": list(request.messages), "stream_options": options}
+    # In extra_body the fields stay as they are: any-llm renames some of those that it knows, and drops others.
+    return {"model": settings.model, "messages": body["messages"], "stream": True, "extra_body": body}
+
+
+def _fields(settings: CloudSettings, request: ChatRequest) -> dict[str, Any]:
+    said = {
+        settings.max_tokens_field: request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "min_p": request.min_p,
+        "top_k": request.top_k,
+        "presence_penalty": request.presence_penalty,
+        "frequency_penalty": request.frequency_penalty,
+        "seed": request.seed,
+        "stop": list(request.stop) or None,
+        "n": request.n if request.n > 1 else None,
+        "logit_bias": request.logit_bias,
+        "logprobs": request.logprobs or None,
+        "top_logprobs": request.top_logprobs or None,
+        "tools": list(request.tools) or None,
+        "tool_choice": request.tool_choice,
+        "response_format": request.response_format,
+    }
+    fields = {**settings.defaults, **{name: value for name, value in said.items() if value is not None}}
+    fields.update(request.extra)
+    return {name: value for name, value in fields.items() if name not in settings.unsupported}
+
+
+def _anthropic(settings: CloudSettings, request: ChatRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
+    named = {name: fields[name] for name in _ANTHROPIC_NAMED if name in fields}
+    if named.get("response_format", {}).get("type") == "text":
+        del named["response_format"]
+    limit = fields.get("max_tokens") or fields.get("max_completion_tokens") or settings.max_tokens
+    left = {*fields} - {*named, "max_tokens", "response_format"} - _OPENAI_ONLY
+    body = {name: fields[name] for name in fields if name in left}
+    user = fields.get("user") or (fields.get("metadata") or {}).get("user_id")
+    if user:
+        body["metadata"] = {"user_id": user}
+    return {
+        "model": settings.model,
+        "messages": _anthropic_messages(request.messages),
+        "stream": True,
+        "max_tokens": limit,
+        **named,
+        **({"extra_body": body} if body else {}),
+    }
+
+
+def _anthropic_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """OpenAI messages with what any-llm's translation to Anthropic would lose or refuse put in words that it knows."""
+    system: list[dict[str, Any]] = []
+    rest: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] in ("system", "developer"):
+            system += _parts(message["content"])
+            continue
+        message = dict(message)
+        if message.get("tool_calls"):
+            message["content"] = "".join(part.get("text", "") for part in _parts(message.get("content")))
+            message["tool_calls"] = [_with_arguments(call) for call in message["tool_calls"]]
+        else:
+            message.pop("tool_calls", None)
+        rest.append(message)
+    if len(system) == 1 and system[0].keys() == {"type", "text"}:
+        return [{"role": "system", "content": system[0]["text"]}, *rest]
+    return [{"role": "system", "content": system}, *rest] if system else rest
+
+
+def _parts(content: str | Iterable[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [dict(part) for part in content or ()]
+
+
+def _with_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = dict(cast("Mapping[str, Any]", call["function"]))
+    function["arguments"] = function.get("arguments") or "{}"
+    try:
+        json.loads(function["arguments"])
+    except ValueError:
+        raise ValueError(f"The arguments of tool call {call.get('id')} in the history are not JSON.") from None
+    return {**call, "function": function}

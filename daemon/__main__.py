@@ -1,0 +1,5 @@
+"""`python -m daemon` is `upcall`."""
+
+from daemon.cli import main
+
+main()

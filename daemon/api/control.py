@@ -1,0 +1,57 @@
+"""upcall's own endpoints: how it does, and its privacy switch."""
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from daemon.api.errors import ApiError
+from daemon.config import Settings
+from daemon.scorer import Scorer
+from daemon.workers import Workers
+
+
+class PrivacyBody(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    on: bool
+
+
+class Control:
+    def __init__(self, settings: Settings, workers: Workers, scorer: Scorer) -> None:
+        self._settings = settings
+        self._workers = workers
+        self._scorer = scorer
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.get("/healthz", self.healthz), web.put("/upcall/privacy", self.privacy)]
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        """200 while requests are answered by someone; the parts tell by whom."""
+        standing = self._workers.standing
+        local = await self._workers.local_status()
+        return web.json_response(
+            {
+                "status": "ok" if local.state in ("ready", "unloaded") and not self._scorer.trouble else "degraded",
+                "privacy": standing.privacy,
+                "local": {
+                    "model": local.name,
+                    "state": local.state,
+                    "context_length": local.context_length,
+                    "detail": local.detail,
+                },
+                "cloud": {"model": self._settings.cloud.model, "has_key": standing.has_key, "detail": standing.key},
+                "router": {"name": self._settings.routing.router, "detail": self._scorer.trouble},
+            }
+        )
+
+    async def privacy(self, request: web.Request) -> web.Response:
+        try:
+            on = PrivacyBody.model_validate_json(await request.read()).on
+        except ValidationError:
+            raise ApiError(400, 'The body must be {"on": true} or {"on": false}.') from None
+        await self._workers.set_privacy(on)
+        standing = self._workers.standing
+        if standing.privacy != on:
+            raise ApiError(
+                409, "Privacy mode is set in config.toml (privacy.mode); take it out there and restart upcall."
+            )
+        return web.json_response({"on": standing.privacy})

@@ -1,0 +1,54 @@
+"""A decision as clients see it: `x-upcall-*` headers, and the same as an object."""
+
+import uuid
+from typing import Any
+
+from daemon.dispatcher import Chosen
+
+
+def new_request_id() -> str:
+    return uuid.uuid4().hex
+
+
+def explanation(chosen: Chosen, request_id: str) -> dict[str, Any]:
+    """The decision as a JSON object; fields that a hard rule left open are null."""
+    decision = chosen.decision
+    return {
+        "request_id": request_id,
+        "route": decision.route,
+        "model": chosen.model,
+        "reason": decision.reason.code,
+        "explanation": decision.reason.value,
+        "score": decision.score,
+        "threshold": decision.threshold if decision.score is not None else None,
+        "router": decision.router,
+        "router_ms": round(chosen.router_ms, 2),
+        "degraded": decision.degraded,
+    }
+
+
+def headers(chosen: Chosen, request_id: str, warning: str | None) -> dict[str, str]:
+    """The decision as response headers; what is not known is left out."""
+    seen = explanation(chosen, request_id)
+    named = {
+        "x-upcall-request-id": request_id,
+        "x-upcall-route": seen["route"],
+        "x-upcall-model": seen["model"],
+        "x-upcall-reason": seen["reason"],
+        "x-upcall-score": _number(seen["score"]),
+        "x-upcall-threshold": _number(seen["threshold"]),
+        "x-upcall-router": seen["router"],
+        "x-upcall-latency-router-ms": str(seen["router_ms"]),
+        "x-upcall-degraded": "true" if seen["degraded"] else None,
+        "x-upcall-warning": warning,
+    }
+    return {name: _printable(value) for name, value in named.items() if value is not None}
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
+
+
+def _printable(value: str) -> str:
+    """Model names come from files and settings: nothing but visible ASCII may reach a header."""
+    return "".join(character if " " <= character <= "~" else "?" for character in value)

@@ -1,0 +1,162 @@
+"""OpenAI's wire format (https://platform.openai.com/docs/api-reference/chat): requests in."""
+
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any, Literal
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
+
+from daemon.api.completion import Completion
+from daemon.api.errors import ApiError
+from daemon.api.explain import explanation, headers, new_request_id
+from daemon.api.wish import Asked, asked
+from daemon.config import Routing
+from daemon.dispatcher import Dispatcher
+from daemon.scorer import UnknownRouterError
+from models.interface import ChatRequest
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _text_part_has_text(self) -> "Part":
+        if self.type == "text" and self.text is None:
+            raise ValueError("a part of type text needs a text")
+        return self
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[Part] | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> "Message":
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"a message of role {self.role} needs content")
+        return self
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    include_usage: bool = False
+
+
+class ChatBody(BaseModel):
+    """`POST /v1/chat/completions`; fields beyond these go to the cloud as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = Field(default="auto", max_length=256)
+    messages: list[Message] = Field(min_length=1)
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    stop: str | list[str] | None = None
+    n: int = Field(default=1, ge=1, le=16)
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+
+    def request(self, raw: Mapping[str, Any]) -> ChatRequest:
+        """The request in canonical form; messages, tools and unknown fields keep the exact shape they came in."""
+        return ChatRequest(
+            messages=raw["messages"],
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            top_k=self.top_k,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            seed=self.seed,
+            stop=[self.stop] if isinstance(self.stop, str) else self.stop or (),
+            n=self.n,
+            logit_bias=self.logit_bias,
+            logprobs=bool(self.logprobs),
+            top_logprobs=self.top_logprobs or 0,
+            tools=self.tools or (),
+            tool_choice=self.tool_choice,
+            response_format=self.response_format,
+            extra=self.model_extra or {},
+        )
+
+
+class OpenAI:
+    def __init__(self, dispatcher: Dispatcher, routing: Routing) -> None:
+        self._dispatcher = dispatcher
+        self._routing = routing
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/v1/chat/completions", self.chat_completions),
+            web.post("/v1/route", self.route),
+            web.get("/v1/models", self.models),
+        ]
+
+    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
+        body, chat, ask = await self._read(request)
+        completion = Completion(ask)
+        try:
+            async with aclosing(self._dispatcher.answer(chat, ask.wish)) as items:
+                if body.stream:
+                    return await completion.stream(request, items, body.stream_options.include_usage)
+                return await completion.whole(items)
+        except UnknownRouterError as error:
+            raise ApiError(404, str(error), code="model_not_found", param="model") from None
+        finally:
+            completion.log()
+
+    async def route(self, request: web.Request) -> web.Response:
+        """A dry run: the decision that this chat completion would get, without an answer."""
+        _, chat, ask = await self._read(request)
+        try:
+            chosen = await self._dispatcher.decide(chat, ask.wish)
+        except UnknownRouterError as error:
+            raise ApiError(404, str(error), code="model_not_found", param="model") from None
+        id = new_request_id()
+        return web.json_response(explanation(chosen, id), headers=headers(chosen, id, ask.warning))
+
+    async def models(self, _: web.Request) -> web.Response:
+        names = ("auto", "local", "cloud")
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "upcall"} for name in names]
+        return web.json_response({"object": "list", "data": data})
+
+    async def _read(self, request: web.Request) -> tuple[ChatBody, ChatRequest, Asked]:
+        try:
+            raw = from_json(await request.read(), allow_inf_nan=False)
+        except ValueError as error:
+            raise ApiError(400, f"The body is not valid JSON: {error}.") from None
+        if not isinstance(raw, dict):
+            raise ApiError(400, "The body must be a JSON object.")
+        try:
+            body = ChatBody.model_validate(raw)
+        except ValidationError as error:
+            raise _invalid(error) from None
+        return body, body.request(raw), asked(body.model, request.headers, self._routing)
+
+
+def _invalid(error: ValidationError) -> ApiError:
+    first = error.errors()[0]
+    # A union's branch names are pydantic's, not the client's: `messages.0.content.str` is `messages.0.content`.
+    param = ".".join(str(key) for key in first["loc"] if key not in ("str", "list[Part]", "dict[str,any]"))
+    return ApiError(400, f"{param}: {first['msg'].removeprefix('Value error, ')}.", param=param)

@@ -1,0 +1,59 @@
+"""The HTTP application: middlewares, routes, and errors as answers."""
+
+import logging
+from collections.abc import Callable
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from daemon.api.completion import error_object
+from daemon.api.control import Control
+from daemon.api.errors import ApiError
+from daemon.api.openai import OpenAI
+from daemon.config import Settings
+from daemon.dispatcher import Dispatcher
+from daemon.guard import guard
+from daemon.scorer import Scorer
+from daemon.workers import Workers
+
+log = logging.getLogger(__name__)
+
+HEADER_BYTES = 16 * 2**10
+
+
+def build(settings: Settings, workers: Workers, scorer: Scorer, port: Callable[[], int]) -> web.Application:
+    """`port` gives the port that Host headers must name, known once the socket is bound."""
+    app = web.Application(
+        middlewares=[errors, guard(settings.server.allowed_hosts, port)],
+        client_max_size=settings.server.max_body_bytes,
+        handler_args={"max_field_size": HEADER_BYTES, "max_line_size": HEADER_BYTES},
+    )
+    app.add_routes(OpenAI(Dispatcher(settings, workers, scorer), settings.routing).routes())
+    app.add_routes(Control(settings, workers, scorer).routes())
+    return app
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every error as OpenAI's error object on one line, with nothing about the inside of upcall."""
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return _response(error)
+    except web.HTTPRequestEntityTooLarge:
+        limit = request.app._client_max_size
+        return _response(ApiError(413, f"The body is larger than {limit} bytes (server.max_body_bytes)."))
+    except web.HTTPException as error:
+        known = ", ".join(sorted({route.resource.canonical for route in request.app.router.routes() if route.resource}))
+        return _response(ApiError(error.status, f"{request.method} {request.path}: {error.reason}. There is: {known}."))
+    except ConnectionError:
+        raise
+    except Exception as error:
+        # An exception's text may quote the prompt, so neither the client nor the log gets it.
+        log.error("a %s while answering %s %s", type(error).__name__, request.method, request.path)
+        log.debug("traceback", exc_info=True)
+        return _response(ApiError(500, "upcall failed on this request; its log names the place."))
+
+
+def _response(error: ApiError) -> web.Response:
+    return web.json_response(error_object(error), status=error.status, headers=error.headers)

@@ -1,0 +1,272 @@
+"""The command line. Every command imports what it needs when it runs, so that `upcall --help` answers at once.
+
+Exit status: 0 done, 1 it failed (the reason is on standard error), 2 wrong usage or configuration.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from daemon.config import Settings
+    from models.store import Progress
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="upcall")
+def cli() -> None:
+    """Answer prompts on this machine, and call up to a cloud model only when it must."""
+
+
+def main() -> None:
+    """The console script: every expected failure is one line on standard error."""
+    try:
+        cli()
+    except Exception as error:
+        from models.store import StoreError
+
+        if not isinstance(error, StoreError | OSError):
+            raise
+        click.echo(f"upcall: {error}", err=True)
+        sys.exit(1)
+
+
+config_option = click.option(
+    "--config", "config", type=click.Path(path_type=Path), help="Settings file in the place of the user's config.toml."
+)
+
+
+@cli.command()
+@config_option
+@click.option("--port", type=int, help="TCP port on loopback; 0 takes a free one.")
+@click.option("--local-model", help="Name from `upcall models`, or path of a GGUF file.")
+@click.option("--cloud-share", type=float, help="Share of prompts that may go to the cloud, 0 to 1.")
+@click.option("--privacy/--no-privacy", default=None, help="Keep everything on this machine for this run.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+def serve(
+    config: Path | None,
+    port: int | None,
+    local_model: str | None,
+    cloud_share: float | None,
+    privacy: bool | None,
+    log_level: str | None,
+) -> None:
+    """Run the daemon in the foreground."""
+    flags = {
+        ("server", "port"): port,
+        ("local", "model"): local_model,
+        ("routing", "cloud_share"): cloud_share,
+        ("privacy", "mode"): privacy,
+        ("log", "level"): log_level,
+    }
+    settings = _settings(config, flags)
+
+    import asyncio
+
+    from daemon.logs import set_up_logging
+    from daemon.supervisor import Supervisor
+
+    set_up_logging(settings.log)
+
+    async def run() -> int:
+        return await Supervisor(settings).run()
+
+    sys.exit(asyncio.run(run()))
+
+
+@cli.command()
+@click.argument("names", nargs=-1, required=True)
+def pull(names: tuple[str, ...]) -> None:
+    """Fetch models by NAME (see `upcall models`), verified by their SHA-256."""
+    from models.store import Store
+
+    store = Store()
+    for name in names:
+        with _bar(name) as progress:
+            path = store.pull(name, progress)
+        click.echo(f"{name}: {path}")
+
+
+@cli.command()
+def models() -> None:
+    """List the models that can be pulled, and which are here."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from models.store import NotPulled, Store, StoreError
+
+    store = Store()
+    table = Table("name", "kind", "size", "licence", "here", "what it is", box=None)
+    for entry in store.entries():
+        try:
+            here = str(store.path(entry.name)) and "yes"
+        except NotPulled:
+            here = "no"
+        except StoreError as error:
+            here = str(error)
+        size = "?" if entry.size is None else f"{entry.size / 1e6:,.0f} MB"
+        table.add_row(entry.name, entry.kind, size, entry.licence, here, entry.description)
+    Console().print(table)
+
+
+@cli.command()
+@click.argument("names", nargs=-1, required=True)
+def rm(names: tuple[str, ...]) -> None:
+    """Remove pulled models by NAME."""
+    from models.store import Store
+
+    for name in names:
+        Store().remove(name)
+        click.echo(f"{name}: removed")
+
+
+@cli.command()
+@click.argument("switch", type=click.Choice(["on", "off", "status"]))
+@config_option
+def privacy(switch: str, config: Path | None) -> None:
+    """Keep everything on this machine (on), or let hard prompts go up (off); survives restarts."""
+    from daemon import privacy as state
+    from daemon.client import DaemonError, NotRunning, call
+
+    settings = _settings(config)
+    if switch != "status":
+        try:
+            call(settings.server, "PUT", "/upcall/privacy", {"on": switch == "on"})
+        except NotRunning:
+            if switch == "off" and settings.privacy.mode:
+                raise click.ClickException("privacy.mode is set in config.toml; unset it there") from None
+            state.remember(switch == "on")
+        except DaemonError as error:
+            raise click.ClickException(str(error)) from None
+    try:
+        on = bool(call(settings.server, "GET", "/healthz")["privacy"])
+    except NotRunning:
+        on = state.is_on(settings)
+    click.echo(f"privacy mode is {'on' if on else 'off'}")
+
+
+@cli.group()
+def key() -> None:
+    """Keep API keys in the system's keyring."""
+
+
+@key.command("set")
+@click.argument("name")
+def key_set(name: str) -> None:
+    """Store the key NAME (such as openai), read from a prompt or standard input, never from the command line."""
+    from daemon import keys
+
+    secret = click.prompt(f"API key for {name}", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()
+    if not secret.strip():
+        raise click.ClickException("no key was given; type it at the prompt, or pipe it in")
+    with _key_errors():
+        keys.set(name, secret.strip())
+        click.echo(f"{name}: {keys.where(name)}")
+
+
+@key.command("rm")
+@click.argument("name")
+def key_rm(name: str) -> None:
+    """Remove the key NAME."""
+    from daemon import keys
+
+    with _key_errors():
+        keys.remove(name)
+    click.echo(f"{name}: removed")
+
+
+@key.command("where")
+@click.argument("name")
+def key_where(name: str) -> None:
+    """Say where the key NAME is kept, without reading it."""
+    from daemon import keys
+
+    with _key_errors():
+        click.echo(f"{name}: {keys.where(name)}")
+
+
+@cli.group("config")
+def config_group() -> None:
+    """See and check the settings."""
+
+
+@config_group.command("check")
+@config_option
+def config_check(config: Path | None) -> None:
+    """Say what is wrong with the settings, one line per mistake."""
+    _settings(config)
+    click.echo("the settings are valid")
+
+
+@config_group.command("show")
+@config_option
+def config_show(config: Path | None) -> None:
+    """Print the settings in force, from file, environment and defaults, as JSON."""
+    click.echo(_settings(config).model_dump_json(indent=2))
+
+
+@cli.group()
+def service() -> None:
+    """Run upcall as a systemd user service."""
+
+
+@service.command("install")
+def service_install() -> None:
+    """Write the user unit, print it, and say how to enable it."""
+    from daemon import service as units
+
+    path = units.install()
+    click.echo(path.read_text())
+    click.echo(f"# written to {path}; not enabled. To start it now and at every login:", err=True)
+    click.echo("#   systemctl --user daemon-reload && systemctl --user enable --now upcall", err=True)
+
+
+@service.command("uninstall")
+def service_uninstall() -> None:
+    """Remove the user unit."""
+    from daemon import service as units
+
+    click.echo(f"removed {units.uninstall()}; run `systemctl --user daemon-reload`")
+
+
+def _settings(path: Path | None, flags: dict[tuple[str, str], Any] | None = None) -> "Settings":
+    from daemon import resolve
+    from daemon.config import ConfigError, load
+
+    nested: dict[str, dict[str, Any]] = {}
+    for (section, name), value in (flags or {}).items():
+        if value is not None:
+            nested.setdefault(section, {})[name] = value
+    try:
+        settings = load(path, nested)
+        resolve.cloud(settings.cloud)
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            click.echo(f"upcall: {line}", err=True)
+        sys.exit(2)
+    return settings
+
+
+@contextmanager
+def _bar(name: str) -> "Iterator[Progress]":
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Bar(*columns, TimeRemainingColumn()) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _key_errors() -> Iterator[None]:
+    from daemon.keys import KeyUnavailable
+
+    try:
+        yield
+    except KeyUnavailable as error:
+        raise click.ClickException(str(error)) from None

@@ -1,0 +1,203 @@
+"""Settings: `config.toml`, then the environment (`UPCALL_SECTION__KEY`), then flags; the later wins.
+
+Unknown keys are errors that name the nearest valid one, wherever they come from.
+"""
+
+import difflib
+import ipaddress
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+ENV_PREFIX = "UPCALL_"
+
+
+class ConfigError(Exception):
+    """A setting is wrong; the message has one line per mistake and says what to do."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Server(Section):
+    host: str = "127.0.0.1"
+    """Address to listen on. Only loopback addresses: there is no authentication."""
+    port: int = Field(default=8484, ge=0, le=65535)
+    """TCP port; 0 takes a free one and prints it."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names, besides loopback addresses and `localhost`, that a request's Host header may carry."""
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
+    """Largest request body."""
+
+    @field_validator("host")
+    @classmethod
+    def _loopback(cls, host: str) -> str:
+        try:
+            loopback = ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            loopback = host == "localhost"
+        if not loopback:
+            raise ValueError(f"{host} is not a loopback address; use 127.0.0.1 or ::1")
+        return host
+
+
+class Routing(Section):
+    router: str = "mf"
+    """Router that scores prompts for `auto`."""
+    cloud_share: float = Field(default=0.2, ge=0, le=1)
+    """Share of prompts that may go to the cloud; the threshold follows from it by calibration."""
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    """Raw score at and above which a prompt goes to the cloud; takes the place of `cloud_share`."""
+    unknown_models: Literal["auto", "refuse"] = "auto"
+    """What a model name that upcall does not know means: as `auto`, or an error."""
+    on_local_failure: Literal["error", "cloud"] = "error"
+    """When the local model fails before its first word: tell the client, or let the prompt go up."""
+
+
+class Local(Section):
+    model: str = "auto"
+    """Name from `upcall models` or path of a GGUF file; `auto` is llama3-8b once pulled, else smollm2-135m."""
+    context_length: int = Field(default=8192, ge=256)
+    """Tokens that prompt and answer share; the model's own limit where that is lower."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Length of an answer whose request sets no limit."""
+    threads: int = Field(default=0, ge=0)
+    """Threads that compute; 0 takes the physical cores."""
+    slots: int = Field(default=4, ge=1, le=64)
+    """Requests that the local model answers at the same time."""
+    queue: int = Field(default=16, ge=1)
+    """Requests that may wait for the local model; the next one is told to come back later."""
+    repack: bool = False
+    """Rearrange weights at load: faster generation for slower loads, slower prompts and much more memory."""
+    nice: int = Field(default=5, ge=0, le=19)
+    """Niceness of the local model's process, so that routing and the desktop stay quick while it computes."""
+    trust_template: bool = False
+    """Use the chat template inside a GGUF file that upcall has no template of its own for."""
+
+
+class Timeouts(Section):
+    connect: float = Field(default=10, gt=0)
+    """Seconds to a connection."""
+    first_byte: float = Field(default=60, gt=0)
+    """Seconds from the request to the first byte of the answer."""
+    between: float = Field(default=30, gt=0)
+    """Seconds between two chunks."""
+    total: float = Field(default=600, gt=0)
+    """Seconds for the whole answer, retries included."""
+
+
+class Cloud(Section):
+    model: str = "gpt-4"
+    """Strong model: a preset (`gpt-4`, `claude-3-opus`) or, with `provider`, any model id of that provider."""
+    provider: str | None = None
+    """`openai` (or any endpoint that speaks it) or `anthropic`; the preset's where it is not set."""
+    base_url: str | None = None
+    """Endpoint; the provider's own where it is not set."""
+    key: str | None = None
+    """Name of the API key in the keyring; the provider's name where it is not set, `none` for an endpoint without."""
+    max_retries: int = Field(default=2, ge=0, le=10)
+    """Tries after the first, before the first byte only."""
+    idle_seconds: float = Field(default=300, gt=0)
+    """The process that holds the key ends after so long without work."""
+    timeouts: Timeouts = Timeouts()
+    proxy: str | None = None
+    """HTTP proxy for the way to the cloud."""
+    ca_bundle: Path | None = None
+    """Certificates to trust instead of the system's."""
+
+
+class Privacy(Section):
+    mode: bool = False
+    """Keep everything on this machine; while this is set, `upcall privacy off` is refused."""
+
+
+class Log(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severity that is logged. No level logs prompts or answers."""
+
+
+class Settings(BaseModel):
+    """Everything that can be set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    server: Server = Server()
+    routing: Routing = Routing()
+    local: Local = Local()
+    cloud: Cloud = Cloud()
+    privacy: Privacy = Privacy()
+    log: Log = Log()
+
+
+def default_path() -> Path:
+    return platformdirs.user_config_path("upcall") / "config.toml"
+
+
+def load(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
+    """Read the settings. Raises `ConfigError`; a default `path` that does not exist is an empty file."""
+    if path is not None and not path.is_file():
+        raise ConfigError(f"{path}: no such file; leave --config out for the defaults")
+
+    class Sources(Settings, BaseSettings):
+        model_config = SettingsConfigDict(
+            env_prefix=ENV_PREFIX, env_nested_delimiter="__", toml_file=path or default_path(), extra="forbid"
+        )
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    mistakes = list(_unknown_environment())
+    try:
+        settings = Settings.model_validate(Sources(**(flags or {})).model_dump())
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path or default_path()}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        mistakes += [_sentence(detail) for detail in error.errors()]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return settings
+
+
+def _unknown_environment() -> Iterator[str]:
+    """Misspelt sections, which pydantic passes over. A name without `__` is no setting: others read UPCALL_DATA."""
+    for name in os.environ:
+        section, *rest = name.removeprefix(ENV_PREFIX).lower().split("__")
+        if name.startswith(ENV_PREFIX) and rest and section not in Settings.model_fields:
+            yield f"{name} in the environment: {_unknown([section])}"
+
+
+def _sentence(detail: Any) -> str:
+    keys = [str(key) for key in detail["loc"]]
+    if detail["type"] == "extra_forbidden" and (mistake := _unknown(keys)):
+        return mistake
+    return f"{'.'.join(keys)}: {detail['msg'].removeprefix('Value error, ')}"
+
+
+def _unknown(keys: list[str]) -> str | None:
+    """What is wrong with a dotted name, or `None` where it exists."""
+    model: Any = Settings
+    for depth, key in enumerate(keys):
+        fields = getattr(model, "model_fields", {})
+        if key not in fields:
+            prefix = keys[:depth]
+            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+            names = near or sorted(fields)
+            hint = "did you mean" if near else "valid here:"
+            return f"{'.'.join(keys)}: unknown key; {hint} {', '.join('.'.join([*prefix, name]) for name in names)}"
+        model = fields[key].annotation
+    return None

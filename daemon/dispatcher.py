@@ -1,0 +1,123 @@
+"""One request's way: look, decide, run, and turn to the other model where that is allowed."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from daemon import policy
+from daemon.config import Settings
+from daemon.policy import Decision, Needs, Reason, State, Wish
+from daemon.scorer import Look, Scorer
+from daemon.workers import Workers
+from models.client import WorkerGoneError
+from models.interface import ChatRequest, Event, Failure, FailureCode, ModelStatus, TextDelta, ToolCallDelta
+
+MESSAGE_TOKENS = 16
+"""More than any known chat template adds to a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The model that answers from here on, and why."""
+
+    decision: Decision
+    model: str
+    """Name that the answer carries."""
+    router_ms: float
+    """What scoring took."""
+
+
+class Dispatcher:
+    def __init__(self, settings: Settings, workers: Workers, scorer: Scorer) -> None:
+        self._settings = settings
+        self._workers = workers
+        self._scorer = scorer
+
+    async def answer(self, request: ChatRequest, wish: Wish) -> AsyncGenerator[Chosen | Event, None]:
+        """Answer `request`: first a `Chosen`, then that model's events.
+
+        Another `Chosen`, with the events of the other model, follows only where the first failed before its first word.
+        Raises `UnknownRouterError` before anything else.
+        """
+        chosen = await self.decide(request, wish)
+        while chosen:
+            yield chosen
+            begun, turned = False, None
+            async with aclosing(self._run(chosen.decision, request)) as events:
+                async for event in events:
+                    if isinstance(event, Failure):
+                        turned = None if begun else await self._instead(chosen, event, wish)
+                        if not turned:
+                            yield self._explained(chosen.decision, event)
+                        break
+                    begun = begun or isinstance(event, TextDelta | ToolCallDelta)
+                    yield event
+            if turned is None:
+                return
+            chosen = turned
+
+    async def decide(self, request: ChatRequest, wish: Wish) -> Chosen:
+        """The decision alone: runs no model and opens no connection. Raises `UnknownRouterError`."""
+        local = await self._workers.local_status()
+        needs = await self._needs(request, local)
+        look = await self._look(request, wish)
+        decision = policy.decide(wish, needs, self._state(local), look.score, look.threshold, look.router)
+        if decision.reason is Reason.NO_KEY and await self._workers.look_for_key():
+            decision = policy.decide(wish, needs, self._state(local), look.score, look.threshold, look.router)
+        return Chosen(decision, self._name(decision, local), look.milliseconds)
+
+    async def _look(self, request: ChatRequest, wish: Wish) -> Look:
+        if wish.route:
+            return Look(None, 0, None, 0)
+        return await self._scorer.look(request.messages, wish.router, wish.threshold)
+
+    async def _needs(self, request: ChatRequest, local: ModelStatus) -> Needs:
+        return Needs(
+            images=any(_has_media(message.get("content")) for message in request.messages),
+            tools=bool(request.tools) and request.tool_choice != "none",
+            tokens_fit=await self._fits(request, local),
+        )
+
+    async def _fits(self, request: ChatRequest, local: ModelStatus) -> bool:
+        room = local.context_length - (request.max_tokens or 1)
+        # No tokenizer makes more tokens than there are bytes, so that a short prompt need not be counted.
+        most = sum(len(str(message).encode("utf-8", "replace")) + MESSAGE_TOKENS for message in request.messages)
+        if local.state != "ready" or most <= room:
+            return True
+        client = await self._workers.get("local")
+        try:
+            return client is None or await client.count_tokens(request) <= room
+        except (ValueError, WorkerGoneError):
+            return True  # The model itself will say what is wrong.
+
+    def _state(self, local: ModelStatus) -> State:
+        standing = self._workers.standing
+        return State(standing.privacy, standing.has_key, local.tools, local.images)
+
+    async def _run(self, decision: Decision, request: ChatRequest) -> AsyncGenerator[Event, None]:
+        model = await self._workers.get(decision.route)
+        if model is None:
+            why = self._workers.why_down.get(decision.route, "it did not start in time")
+            yield Failure(FailureCode.UNAVAILABLE, f"The {decision.route} model is not running: {why}")
+            return
+        async with aclosing(model.chat(request)) as events:
+            async for event in events:
+                yield event
+
+    async def _instead(self, chosen: Chosen, failure: Failure, wish: Wish) -> Chosen | None:
+        local = await self._workers.local_status()
+        decision = policy.instead(chosen.decision, failure, wish, self._state(local), self._settings.routing)
+        return Chosen(decision, self._name(decision, local), chosen.router_ms) if decision else None
+
+    def _name(self, decision: Decision, local: ModelStatus) -> str:
+        return local.name if decision.route == "local" else self._settings.cloud.model
+
+    def _explained(self, decision: Decision, failure: Failure) -> Failure:
+        if decision.route == "cloud" and self._workers.standing.privacy:
+            message = "Privacy mode was switched on, which cut this answer off; ask again for a local one."
+            return Failure(FailureCode.UNAVAILABLE, message)
+        return failure
+
+
+def _has_media(content: object) -> bool:
+    return isinstance(content, list) and any(part.get("type") not in ("text", "refusal") for part in content)

@@ -1,0 +1,112 @@
+"""The line between supervisor and gateway: small messages over a SOCK_SEQPACKET pair, some with a worker's socket."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, TypeAdapter
+
+WorkerName: TypeAlias = Literal["local", "cloud"]
+
+MAX_MESSAGE = 64 * 2**10
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """The gateway serves; `url` is where."""
+
+    url: str
+    kind: Literal["listening"] = "listening"
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """The gateway needs a worker that is not there."""
+
+    worker: WorkerName
+    kind: Literal["want"] = "want"
+
+
+@dataclass(frozen=True, slots=True)
+class SetPrivacy:
+    on: bool
+    kind: Literal["set_privacy"] = "set_privacy"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckKey:
+    """The supervisor is to look again whether there is a key, and to answer with `Standing`."""
+
+    kind: Literal["check_key"] = "check_key"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUp:
+    """A worker runs; its socket travels with this message."""
+
+    worker: WorkerName
+    kind: Literal["worker_up"] = "worker_up"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDown:
+    """A worker does not run, and why: one line for people."""
+
+    worker: WorkerName
+    why: str
+    kind: Literal["worker_down"] = "worker_down"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the supervisor alone knows and decides."""
+
+    privacy: bool
+    pinned: bool
+    """Privacy mode is set in the config, and cannot be switched off by a request."""
+    has_key: bool
+    key: str
+    """The sentence for people about the key."""
+    kind: Literal["standing"] = "standing"
+
+
+Message: TypeAlias = Listening | Want | SetPrivacy | CheckKey | WorkerUp | WorkerDown | Standing
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+
+
+class Link:
+    """One end of the line. `on_message` is called in order; with `None` once the other end is gone."""
+
+    def __init__(self, sock: socket.socket, on_message: Callable[[Message | None, socket.socket | None], None]) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._on_message = on_message
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(sock, self._read)
+
+    def send(self, message: Message, worker: socket.socket | None = None) -> None:
+        """Send `message`, and with it a duplicate of `worker`. A peer that is gone is noticed by reading, not here."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            fds = [] if worker is None else [worker.fileno()]
+            socket.send_fds(self._sock, [_MESSAGE.dump_json(message)], fds)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+
+    def _read(self) -> None:
+        try:
+            body, fds, _, _ = socket.recv_fds(self._sock, MAX_MESSAGE, 1)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            body, fds = b"", []
+        worker = socket.socket(fileno=fds[0]) if fds else None
+        if not body:
+            self.close()
+            self._on_message(None, None)
+        else:
+            self._on_message(_MESSAGE.validate_json(body), worker)

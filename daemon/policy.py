@@ -1,0 +1,156 @@
+"""Which model answers, and why: hard rules first, then the router's score against the threshold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Literal, TypeAlias
+
+from daemon.config import Routing
+from models.interface import Failure, FailureCode
+
+Route: TypeAlias = Literal["local", "cloud"]
+
+
+class Reason(Enum):
+    """Why a route was taken; the name is the code that clients see, the value the sentence for people."""
+
+    BELOW_THRESHOLD = "the router expects the local model to do well enough"
+    ABOVE_THRESHOLD = "the router expects the cloud model's answer to be clearly better"
+    FORCED_LOCAL = "the request asked for the local model"
+    FORCED_CLOUD = "the request asked for the cloud model"
+    PRIVACY = "privacy mode keeps everything on this machine"
+    NO_KEY = "no API key for the cloud can be read; `upcall key set` stores one"
+    CONTEXT_LENGTH = "the prompt does not fit the local model's context"
+    IMAGES = "the prompt has images or audio, which the local model cannot read"
+    TOOLS = "the request has tools, which the local model cannot call"
+    LOCAL_FAILED = "the local model failed, and the settings let such prompts go up"
+    CLOUD_FAILED = "the cloud did not answer, so the local model did"
+    NO_ROUTER = "no router is loaded, so nothing goes up; `upcall pull` fetches its encoder"
+
+    @property
+    def code(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the request itself says about routing. It can tighten the settings' privacy, never loosen it."""
+
+    route: Route | None = None
+    router: str | None = None
+    """In the place of the settings' router."""
+    threshold: float | None = None
+    privacy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What answering takes, beyond words."""
+
+    images: bool = False
+    tools: bool = False
+    tokens_fit: bool = True
+    """Whether prompt and answer fit the local model's context."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is possible now."""
+
+    privacy: bool
+    has_key: bool
+    local_tools: bool
+    local_images: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    route: Route
+    reason: Reason
+    score: float | None = None
+    """P(the cloud model's answer is preferred); `None` where a hard rule decided before the router."""
+    threshold: float | None = None
+    router: str | None = None
+    """`name@version` of the router that scored."""
+    degraded: bool = False
+    """The route is not the one that was wanted."""
+
+
+def decide(
+    wish: Wish, needs: Needs, state: State, score: float | None, threshold: float, router: str | None
+) -> Decision:
+    """The route of one request, by the first rule that applies.
+
+    Every rule that would send a prompt up passes `_grounded`, which keeps it here where it must not or cannot go.
+    """
+
+    def decision(route: Route, reason: Reason) -> Decision:
+        return _grounded(Decision(route, reason, score, threshold, router), wish, state)
+
+    if wish.route == "local":
+        return decision("local", Reason.FORCED_LOCAL)
+    if wish.route == "cloud":
+        return decision("cloud", Reason.FORCED_CLOUD)
+    if needs.images and not state.local_images:
+        return decision("cloud", Reason.IMAGES)
+    if needs.tools and not state.local_tools:
+        return decision("cloud", Reason.TOOLS)
+    if not needs.tokens_fit:
+        return decision("cloud", Reason.CONTEXT_LENGTH)
+    if score is None:
+        return decision("local", Reason.NO_ROUTER)
+    if score >= threshold:
+        return decision("cloud", Reason.ABOVE_THRESHOLD)
+    return decision("local", Reason.BELOW_THRESHOLD)
+
+
+def _grounded(decision: Decision, wish: Wish, state: State) -> Decision:
+    if decision.route == "local":
+        return decision
+    if state.privacy or wish.privacy:
+        return replace(decision, route="local", reason=Reason.PRIVACY, degraded=True)
+    if not state.has_key:
+        return replace(decision, route="local", reason=Reason.NO_KEY, degraded=True)
+    return decision
+
+
+def instead(decision: Decision, failure: Failure, wish: Wish, state: State, routing: Routing) -> Decision | None:
+    """Where to turn when the chosen model failed before its first word; `None` where the failure is the answer."""
+    if decision.degraded or wish.route == "local":
+        return None
+    if decision.route == "cloud":
+        return _after_cloud(decision, failure, state, wish)
+    if failure.code is FailureCode.CONTEXT_LENGTH:
+        up = replace(decision, route="cloud", reason=Reason.CONTEXT_LENGTH)
+    elif routing.on_local_failure == "cloud" and failure.code in (FailureCode.UNAVAILABLE, FailureCode.BUSY):
+        up = replace(decision, route="cloud", reason=Reason.LOCAL_FAILED, degraded=True)
+    else:
+        return None
+    up = _grounded(up, wish, state)
+    return up if up.route == "cloud" else None
+
+
+def _after_cloud(decision: Decision, failure: Failure, state: State, wish: Wish) -> Decision | None:
+    # These would fail here too, or hide from the client that its request is wrong.
+    if failure.code in (FailureCode.BAD_REQUEST, FailureCode.CONTEXT_LENGTH):
+        return None
+    if decision.reason in (Reason.IMAGES, Reason.TOOLS, Reason.CONTEXT_LENGTH, Reason.LOCAL_FAILED):
+        return None
+    reason = Reason.CLOUD_FAILED
+    if state.privacy or wish.privacy:
+        reason = Reason.PRIVACY
+    elif failure.code is FailureCode.NO_KEY:
+        reason = Reason.NO_KEY
+    return replace(decision, route="local", reason=reason, degraded=True)
+
+
+def conversation_score(turns: Sequence[float], decay: float = 0.7) -> float:
+    """One score for a conversation from those of its user turns, oldest first: fast rise, slow decay.
+
+    A hard turn takes effect at once and fades by `decay` a turn, so that a follow-up without content of its own keeps
+    the route. It needs nothing but what the client sends.
+    """
+    score = 0.0
+    for turn in turns:
+        score = max(turn, score * decay)
+    return score

@@ -1,0 +1,75 @@
+"""From what people set to what the models take: names become files, presets become endpoints."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from daemon.config import Cloud, ConfigError, Local
+from models.cloud.settings import CloudSettings, presets
+from models.llama.settings import LlamaSettings
+from models.store import NotPulled, Store
+
+PREFERRED = ("llama3-8b", "smollm2-135m")
+"""What `local.model = "auto"` takes: the first of these that has been pulled."""
+
+
+def local(settings: Local, store: Store) -> LlamaSettings:
+    """Raises `StoreError`, `NotPulled` among them, where the model's file is not there or not what it should be."""
+    path, name = _file(settings.model, store)
+    return LlamaSettings(
+        path=str(path),
+        name=name,
+        context_length=settings.context_length,
+        slots=settings.slots,
+        threads=settings.threads,
+        threads_batch=settings.threads,
+        repack=settings.repack,
+        queue_limit=settings.queue,
+        max_tokens=settings.max_tokens,
+        trust_template=settings.trust_template,
+    )
+
+
+def _file(model: str, store: Store) -> tuple[Path, str]:
+    if model.endswith(".gguf") or "/" in model:
+        path = Path(model).expanduser()
+        if not path.is_file():
+            raise NotPulled(f"there is no file {path}; set local.model to a GGUF file or a name from `upcall models`")
+        return path, path.stem
+    if model != "auto":
+        return store.path(model), model
+    for name in PREFERRED[:-1]:
+        try:
+            return store.path(name), name
+        except NotPulled:
+            continue
+    return store.path(PREFERRED[-1]), PREFERRED[-1]
+
+
+def cloud(settings: Cloud) -> CloudSettings:
+    """The preset, where `cloud.model` names one, with what is set over it. Raises `ConfigError`."""
+    preset = presets().get(settings.model)
+    provider = settings.provider or (preset.provider if preset else None)
+    if provider is None:
+        raise ConfigError(
+            f"cloud.model: {settings.model!r} is no preset ({', '.join(presets())}); for any other model set "
+            "cloud.provider, too"
+        )
+    base = preset or CloudSettings(name=settings.model, provider=provider, model=settings.model)
+    key = settings.key or base.key_name or provider
+    timeouts = settings.timeouts
+    try:
+        return replace(
+            base,
+            provider=provider,
+            base_url=settings.base_url or base.base_url,
+            key_name=None if key == "none" else key,
+            connect_timeout=timeouts.connect,
+            first_byte_timeout=timeouts.first_byte,
+            chunk_timeout=timeouts.between,
+            total_timeout=timeouts.total,
+            max_retries=settings.max_retries,
+            proxy=settings.proxy,
+            ca_bundle=str(settings.ca_bundle) if settings.ca_bundle else None,
+        )
+    except ValueError as error:
+        raise ConfigError(f"cloud: {error}") from None

@@ -1,0 +1,126 @@
+"""Scores conversations with a router, in a thread of its own, so that the event loop never waits for ONNX."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from daemon.config import Routing
+from daemon.policy import conversation_score
+from models.interface import Message
+from models.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from routers.interface import Router
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+TURNS = 8
+"""Latest user turns that are scored; older ones have decayed to nothing."""
+RETRY_SECONDS = 5.0
+"""A router that cannot be loaded (its encoder may not have been pulled) is tried again after so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a router saw in a conversation."""
+
+    score: float | None
+    """P(the strong model's answer is preferred); `None` where no router could be loaded."""
+    threshold: float
+    router: str | None
+    """`name@version`."""
+    milliseconds: float
+
+
+class UnknownRouterError(ValueError):
+    """No router has this name."""
+
+
+class Scorer:
+    def __init__(self, routing: Routing, store: Store) -> None:
+        self._routing = routing
+        self._store = store
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="router")
+        self._routers: dict[str, Router] = {}
+        self._failed: dict[str, float] = {}
+        self.trouble = ""
+        """Why the settings' router is not loaded: one line for people, or nothing."""
+
+    async def load(self) -> None:
+        """Load the settings' router ahead of the first request; a failure shows in `trouble`."""
+        await self._in_thread(self._router, self._routing.router)
+
+    async def look(
+        self, messages: Sequence[Message], router: str | None = None, threshold: float | None = None
+    ) -> Look:
+        """Score the user's turns one by one and combine them. Raises `UnknownRouterError`."""
+        return await self._in_thread(self._look, user_turns(messages), router or self._routing.router, threshold)
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def _look(self, turns: Sequence[str], name: str, threshold: float | None) -> Look:
+        start = time.perf_counter()
+        if threshold is None:
+            threshold = self._threshold(name)
+        router = self._router(name)
+        score = conversation_score([float(score) for score in router.score(turns)]) if router and turns else None
+        label = f"{router.name}@{router.version}" if router else None
+        return Look(score, threshold, label, (time.perf_counter() - start) * 1000)
+
+    def _threshold(self, name: str) -> float:
+        # The settings' raw threshold is on the scale of the settings' router.
+        if self._routing.threshold is not None and name == self._routing.router:
+            return self._routing.threshold
+        from routers.calibration import threshold_for_share
+
+        return threshold_for_share(name, self._routing.cloud_share)
+
+    def _router(self, name: str) -> "Router | None":
+        from routers.registry import ROUTERS, load
+
+        from routers.interface import RouterError
+
+        if name not in ROUTERS:
+            raise UnknownRouterError(f"There is no router {name!r}; there are {', '.join(sorted(ROUTERS))}.")
+        if name in self._routers:
+            return self._routers[name]
+        if time.monotonic() < self._failed.get(name, 0):
+            return None
+        try:
+            self._routers[name] = load(name, self._store.path("use-multilingual"))
+        except (RouterError, StoreError) as error:
+            self._failed[name] = time.monotonic() + RETRY_SECONDS
+            self._trouble(name, str(error))
+            return None
+        self._trouble(name, "")
+        return self._routers[name]
+
+    def _trouble(self, name: str, text: str) -> None:
+        if name == self._routing.router:
+            if text and text != self.trouble:
+                log.error("no prompt goes up, because the router %s is not loaded: %s", name, text)
+            self.trouble = text
+
+
+def user_turns(messages: Sequence[Message]) -> list[str]:
+    """The text of the latest user messages, oldest first."""
+    turns = [text_of(message) for message in messages if message["role"] == "user"]
+    return turns[-TURNS:]
+
+
+def text_of(message: Message) -> str:
+    """The text of a message's content, whether a string or parts."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content or () if part.get("type") == "text")

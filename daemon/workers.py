@@ -1,0 +1,115 @@
+"""The gateway's view of the workers and of what the supervisor decided."""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+
+from daemon.link import CheckKey, Link, Listening, Message, SetPrivacy, Standing, Want, WorkerDown, WorkerName, WorkerUp
+from models.client import WorkerClient, WorkerGoneError
+from models.interface import ModelStatus
+
+log = logging.getLogger(__name__)
+
+RECHECK_SECONDS = 2.0
+"""A missing key or worker is looked for again at most this often."""
+ANSWER_SECONDS = 5.0
+"""The supervisor answers within this, or is taken to have said no."""
+
+
+class Workers:
+    """Connections to the workers, as the supervisor hands them over."""
+
+    def __init__(self, sock: socket.socket, cloud_idle_seconds: float) -> None:
+        self.standing = Standing(privacy=True, pinned=True, has_key=False, key="not looked for yet")
+        self.why_down: dict[WorkerName, str] = {}
+        self._cloud_idle = cloud_idle_seconds
+        self._clients: dict[WorkerName, WorkerClient] = {}
+        self._changed = asyncio.Condition()
+        self._asked_key = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._link = Link(sock, self._on_message)
+        self.supervisor_gone = asyncio.Event()
+
+    def announce(self, url: str) -> None:
+        """Tell the supervisor that requests are served."""
+        self._link.send(Listening(url))
+
+    async def get(self, name: WorkerName) -> WorkerClient | None:
+        """The worker, started if need be; `None`, with `why_down`, where the supervisor could or would not."""
+        if not self._alive(name):
+            self.why_down.pop(name, None)
+            self._link.send(Want(name))
+            await self._until(lambda: self._alive(name) or name in self.why_down)
+        return self._clients[name] if self._alive(name) else None
+
+    async def local_status(self) -> ModelStatus:
+        """What the local model is; `failed` with the reason where it does not run."""
+        try:
+            if client := self._clients.get("local"):
+                return await client.status()
+        except WorkerGoneError:
+            pass
+        return ModelStatus(name="local", state="failed", detail=self.why_down.get("local", "starting"))
+
+    async def set_privacy(self, on: bool) -> None:
+        """Switch privacy mode and wait until the supervisor says that it holds (or is pinned)."""
+        self._link.send(SetPrivacy(on))
+        await self._until(lambda: self.standing.privacy == on or self.standing.pinned)
+
+    async def look_for_key(self) -> bool:
+        """Whether there is a key after all, where there was none a while ago."""
+        now = time.monotonic()
+        if not self.standing.has_key and now - self._asked_key > RECHECK_SECONDS:
+            self._asked_key = now
+            before = self.standing
+            self._link.send(CheckKey())
+            await self._until(lambda: self.standing is not before)
+        return self.standing.has_key
+
+    async def rest_cloud(self) -> None:
+        """Let the cloud worker end, and forget the key, whenever it has been idle for long enough. Never returns."""
+        while True:
+            await asyncio.sleep(min(self._cloud_idle, 30) / 4)
+            client = self._clients.get("cloud")
+            if client and client.idle_seconds > self._cloud_idle:
+                del self._clients["cloud"]
+                await client.close()
+
+    async def close(self) -> None:
+        self._link.close()
+        for client in self._clients.values():
+            await client.close()
+
+    def _alive(self, name: WorkerName) -> bool:
+        return name in self._clients and self._clients[name].alive
+
+    def _on_message(self, message: Message | None, sock: socket.socket | None) -> None:
+        task = asyncio.create_task(self._handle(message, sock))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, message: Message | None, sock: socket.socket | None) -> None:
+        async with self._changed:
+            match message:
+                case None:
+                    self.supervisor_gone.set()
+                case Standing():
+                    self.standing = message
+                case WorkerDown(worker=name, why=why):
+                    self._clients.pop(name, None)
+                    self.why_down[name] = why
+                case WorkerUp(worker=name) if sock is not None:
+                    self._clients[name] = await WorkerClient.over(name, sock)
+                    self.why_down.pop(name, None)
+                case _:
+                    log.warning("the supervisor sent an unexpected %s", type(message).__name__)
+            self._changed.notify_all()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS), self._changed:
+                await self._changed.wait_for(condition)
+        except TimeoutError:
+            log.error("the supervisor did not answer within %s s", ANSWER_SECONDS)

@@ -1,0 +1,82 @@
+# `make` lists the targets. Everything that is installed is pinned by hash, in the requirements*.lock files.
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+UV := 0.13.9
+TORCH := 2.13.0
+APT := dbus dbus-user-session libpam-systemd gnome-keyring libsecret-tools systemd-container nftables uidmap \
+	chromium chromium-driver fonts-dejavu-core strace iproute2
+
+.PHONY: help install run run-pair test test-deps lint bench train-deps lock clean
+.DELETE_ON_ERROR:
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; do \
+		printf '  make %-12s%s\n' "$$name" "$$what"; done
+
+install: .venv/.installed ## create .venv with upcall and its tests' tools; compiles llama.cpp the first time
+
+run: install ## answer six prompts with the embedded model, then keep serving
+	$(BIN)/upcall pull smollm2-135m use-multilingual
+	$(BIN)/python -m daemon.demo
+
+run-pair: install ## the same with a second, larger local model in the place of the cloud
+	$(BIN)/upcall pull smollm2-135m use-multilingual qwen2.5-coder-1.5b
+	$(BIN)/python -m daemon.demo --pair
+
+test: install ## run the tests; what the machine lacks is skipped with the reason (ARGS=... goes to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-deps: debian .venv-llmock/.installed tests/emulators/node_modules/.installed ## install what the tests need beyond Python (as root)
+
+lint: install ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install ## run the benchmarks; results go to benchmarks/results
+	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+train-deps: install ## add what training and evaluation need to .venv
+	$(PIP) install --require-hashes -r requirements-train.lock
+	$(PIP) install torch==$(TORCH)
+
+lock: ## resolve the dependencies anew, keeping what still fits (UPGRADE=--upgrade for the newest)
+	test -x .build/lock/bin/uv || { $(PYTHON) -m venv .build/lock && .build/lock/bin/pip install --quiet uv==$(UV); }
+	echo torch > .build/without-torch.txt
+	$(COMPILE) pyproject.toml --extra test --group pyproject.toml:build -o requirements.lock
+	$(COMPILE) --group pyproject.toml:llama -o requirements-llama.lock
+	$(COMPILE) pyproject.toml --extra train -c requirements.lock --excludes .build/without-torch.txt -o requirements-train.lock
+	echo llmock | $(COMPILE) - -o tests/emulators/llmock.lock
+COMPILE = .build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--custom-compile-command "make lock" $(UPGRADE)
+
+clean: ## remove everything that was made here; the cached wheel and pulled models stay
+	rm -rf .venv .venv-llmock .build tests/emulators/node_modules .mypy_cache .ruff_cache .pytest_cache
+
+.venv/.installed: requirements.lock requirements-llama.lock pyproject.toml scripts/llama_wheel.py scripts/nocommon.cmake
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; if it has another name: make PYTHON=/path/to/python"; exit 1; }
+	@echo "Installing into .venv with $$($(PYTHON) --version)"
+	$(PYTHON) -m venv .venv
+	wheel=$$($(BIN)/python scripts/llama_wheel.py) && $(PIP) install --quiet --no-index --no-deps --force-reinstall "$$wheel"
+	$(PIP) install --quiet --require-hashes -r requirements.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv-llmock/.installed: tests/emulators/llmock.lock
+	$(PYTHON) -m venv .venv-llmock
+	.venv-llmock/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r $<
+	touch $@
+
+tests/emulators/node_modules/.installed: tests/emulators/package-lock.json | debian
+	npm ci --prefix tests/emulators --no-audit --no-fund
+	touch $@
+
+.PHONY: debian
+debian:
+	@test "$$(id -u)" = 0 || { echo "make test-deps installs Debian packages and must be run as root"; exit 1; }
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(APT) \
+		$$(command -v node >/dev/null || echo nodejs) $$(command -v npm >/dev/null || echo npm)

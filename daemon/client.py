@@ -3,6 +3,7 @@
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 
 from daemon.config import Server
@@ -18,19 +19,26 @@ class NotRunning(DaemonError):  # noqa: N818 - a state of the daemon, not a faul
     """Nothing answers at the daemon's address."""
 
 
-def call(server: Server, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+def call(
+    server: Server,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: float = SECONDS,
+) -> dict[str, Any]:
     """One request to the daemon that `server` describes. Raises `NotRunning` and `DaemonError`."""
     host = f"[{server.host}]" if ":" in server.host else server.host
     request = urllib.request.Request(
         f"http://{host}:{server.port}{path}",
         method=method,
         data=None if body is None else json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
+        headers={"Content-Type": "application/json", **(headers or {})},
     )
     # Without an explicit empty table a proxy in the environment would get the request.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=SECONDS) as response:
+        with opener.open(request, timeout=timeout) as response:
             answer: dict[str, Any] = json.load(response)
             return answer
     except urllib.error.HTTPError as error:

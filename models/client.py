@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import socket
+import time
 from collections.abc import AsyncGenerator, Callable
 
 from models.frames import (
@@ -20,7 +21,7 @@ from models.frames import (
     Status,
     ToWorker,
 )
-from models.interface import ChatRequest, Event, Failure, FailureCode, ModelStatus
+from models.interface import ChatRequest, Event, Failure, FailureCode, Finish, ModelStatus
 
 
 class WorkerGoneError(Exception):
@@ -35,6 +36,7 @@ class WorkerClient:
         self._channel = channel
         self._ids = itertools.count(1)
         self._replies: dict[int, asyncio.Queue[FromWorker | None]] = {}
+        self._last_used = time.monotonic()
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
@@ -43,7 +45,7 @@ class WorkerClient:
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         id, replies = self._open()
-        ended = False
+        ended = finished = False
         try:
             try:
                 self._channel.send(Chat(id, request))
@@ -53,6 +55,7 @@ class WorkerClient:
             while not ended:
                 match await replies.get():
                     case Emit(event=event):
+                        finished = finished or isinstance(event, Finish | Failure)
                         yield event
                     case None:
                         ended = True
@@ -61,8 +64,10 @@ class WorkerClient:
                         )
                     case _:
                         ended = True
+                        if not finished:
+                            yield Failure(FailureCode.UNAVAILABLE, f"The {self.name} model broke off; try again.")
         finally:
-            del self._replies[id]
+            self._close(id)
             if not ended:
                 self._channel.send(Cancel(id))
 
@@ -82,6 +87,15 @@ class WorkerClient:
             return reply.status
         raise WorkerGoneError(self.name)
 
+    @property
+    def alive(self) -> bool:
+        return not self._reading.done()
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long nothing has been asked or answered; 0 while a request is open."""
+        return 0.0 if self._replies else time.monotonic() - self._last_used
+
     async def close(self) -> None:
         self._reading.cancel()
         await self._channel.close()
@@ -89,9 +103,13 @@ class WorkerClient:
     def _open(self) -> tuple[int, asyncio.Queue[FromWorker | None]]:
         id, replies = next(self._ids), asyncio.Queue[FromWorker | None]()
         self._replies[id] = replies
-        if self._reading.done():
+        if not self.alive:
             replies.put_nowait(None)
         return id, replies
+
+    def _close(self, id: int) -> None:
+        del self._replies[id]
+        self._last_used = time.monotonic()
 
     async def _ask(self, frame: Callable[[int], ToWorker]) -> FromWorker | None:
         id, replies = self._open()
@@ -99,7 +117,7 @@ class WorkerClient:
             self._channel.send(frame(id))
             return await replies.get()
         finally:
-            del self._replies[id]
+            self._close(id)
 
     async def _read(self) -> None:
         try:

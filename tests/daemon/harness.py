@@ -1,0 +1,93 @@
+"""Daemons as people run them: `upcall serve` as a process, with a home of its own and the real models."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from daemon.client import call
+from daemon.config import Server
+
+UPCALL = Path(sys.executable).with_name("upcall")
+START_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A running `upcall serve`."""
+
+    process: "subprocess.Popen[bytes]"
+    environment: Mapping[str, str]
+    server: Server
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.port}"
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        return call(self.server, method, path, body, timeout=60)
+
+    def children(self, role: str) -> list[psutil.Process]:
+        """The processes of the daemon whose command line has `role`: gateway, local or cloud."""
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in found if any(role in word for word in child.cmdline())]
+
+    def cli(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Another `upcall` command of the same user."""
+        environment = {**self.environment, "UPCALL_SERVER__PORT": str(self.server.port)}
+        return subprocess.run([UPCALL, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+
+
+@contextmanager
+def running_daemon(home: Path, models: Path | None, settings: Mapping[str, str]) -> Iterator[Daemon]:
+    environment = user_environment(home, models) | {f"UPCALL_{name}": value for name, value in settings.items()}
+    log = home / "log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen([UPCALL, "serve", "--port", "0"], env=environment, stderr=stderr)
+    try:
+        yield Daemon(process, environment, Server(port=_port(process, log)))
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def user_environment(home: Path, models: Path | None = None) -> dict[str, str]:
+    """The environment of a user with an empty home, no session bus, and, if given, pulled models."""
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "VIRTUAL_ENV")}
+    folders = {f"XDG_{kind}_HOME": str(home / kind.lower()) for kind in ("DATA", "CONFIG", "STATE", "CACHE")}
+    if models:
+        (home / "data" / "upcall").mkdir(parents=True, exist_ok=True)
+        link = home / "data" / "upcall" / "models"
+        if not link.is_symlink():
+            link.symlink_to(models)
+    return {**kept, **folders, "HOME": str(home)}
+
+
+def wait_until(condition: Callable[[], object], seconds: float = START_SECONDS) -> None:
+    """Poll until `condition` holds; a deadline that only a hang can reach."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.05)
+
+
+def _port(process: "subprocess.Popen[bytes]", log: Path) -> int:
+    port = 0
+
+    def listening() -> bool:
+        nonlocal port
+        assert process.poll() is None, log.read_text()
+        for line in log.read_text().splitlines():
+            if "listening on http://127.0.0.1:" in line:
+                port = int(line.rsplit(":", 1)[1])
+        return bool(port)
+
+    wait_until(listening)
+    return port

@@ -1,0 +1,110 @@
+"""The rules of routing, each by itself."""
+
+from dataclasses import replace
+
+import pytest
+
+from daemon.config import Routing
+from daemon.policy import Decision, Needs, Reason, State, Wish, conversation_score, decide, instead
+from models.interface import Failure, FailureCode
+
+OPEN = State(privacy=False, has_key=True, local_tools=False, local_images=False)
+PLAIN = Needs()
+
+
+def decided(
+    wish: Wish | None = None, needs: Needs = PLAIN, state: State = OPEN, score: float | None = 0.9
+) -> tuple[str, Reason]:
+    decision = decide(wish or Wish(), needs, state, score, 0.5, "mf@1")
+    return decision.route, decision.reason
+
+
+def test_the_score_decides_where_no_rule_does() -> None:
+    assert decided(score=0.5) == ("cloud", Reason.ABOVE_THRESHOLD)
+    assert decided(score=0.49) == ("local", Reason.BELOW_THRESHOLD)
+
+
+def test_without_a_router_nothing_goes_up() -> None:
+    assert decided(score=None) == ("local", Reason.NO_ROUTER)
+
+
+@pytest.mark.parametrize("needs", [PLAIN, Needs(images=True), Needs(tools=True), Needs(tokens_fit=False)])
+@pytest.mark.parametrize("wish", [Wish(), Wish(route="cloud")])
+def test_privacy_keeps_every_request_here_whatever_it_needs_or_asks(wish: Wish, needs: Needs) -> None:
+    assert decided(wish, needs, replace(OPEN, privacy=True)) == ("local", Reason.PRIVACY)
+    assert decided(replace(wish, privacy=True), needs) == ("local", Reason.PRIVACY)
+
+
+def test_a_request_cannot_loosen_privacy() -> None:
+    assert decided(Wish(route="cloud", privacy=False), state=replace(OPEN, privacy=True))[0] == "local"
+
+
+@pytest.mark.parametrize(
+    ("needs", "reason"),
+    [
+        (Needs(images=True), Reason.IMAGES),
+        (Needs(tools=True), Reason.TOOLS),
+        (Needs(tokens_fit=False), Reason.CONTEXT_LENGTH),
+    ],
+)
+def test_what_the_local_model_cannot_do_goes_up_with_its_reason(needs: Needs, reason: Reason) -> None:
+    assert decided(needs=needs, score=0.0) == ("cloud", reason)
+    assert decided(Wish(route="local"), needs) == ("local", Reason.FORCED_LOCAL)
+    assert decided(needs=needs, state=replace(OPEN, has_key=False)) == ("local", Reason.NO_KEY)
+
+
+def failing(route: str, reason: Reason, code: FailureCode, **more: object) -> Decision | None:
+    decision = Decision("cloud" if route == "cloud" else "local", reason, 0.6, 0.5, "mf@1")
+    routing = Routing.model_validate({"on_local_failure": more.pop("on_local_failure", "error")})
+    state = replace(OPEN, **more)  # type: ignore[arg-type]
+    return instead(decision, Failure(code, "it failed"), Wish(), state, routing)
+
+
+@pytest.mark.parametrize("code", [code for code in FailureCode if code is not FailureCode.CONTEXT_LENGTH])
+def test_a_local_failure_stays_here_by_default(code: FailureCode) -> None:
+    assert failing("local", Reason.BELOW_THRESHOLD, code) is None
+
+
+def test_a_local_failure_goes_up_only_where_the_settings_allow_it() -> None:
+    up = failing("local", Reason.BELOW_THRESHOLD, FailureCode.UNAVAILABLE, on_local_failure="cloud")
+    assert up
+    assert (up.route, up.reason, up.degraded) == ("cloud", Reason.LOCAL_FAILED, True)
+    for state in ({"privacy": True}, {"has_key": False}):
+        code = FailureCode.UNAVAILABLE
+        assert failing("local", Reason.BELOW_THRESHOLD, code, on_local_failure="cloud", **state) is None
+
+
+def test_a_prompt_that_does_not_fit_goes_up_unless_it_was_to_stay() -> None:
+    up = failing("local", Reason.BELOW_THRESHOLD, FailureCode.CONTEXT_LENGTH)
+    assert up
+    assert (up.route, up.reason) == ("cloud", Reason.CONTEXT_LENGTH)
+    assert failing("local", Reason.BELOW_THRESHOLD, FailureCode.CONTEXT_LENGTH, privacy=True) is None
+    stay = Decision("local", Reason.FORCED_LOCAL)
+    assert instead(stay, Failure(FailureCode.CONTEXT_LENGTH, ""), Wish(route="local"), OPEN, Routing()) is None
+
+
+@pytest.mark.parametrize(
+    "code", [FailureCode.RATE_LIMITED, FailureCode.TIMEOUT, FailureCode.UPSTREAM, FailureCode.UNAVAILABLE]
+)
+def test_when_the_cloud_fails_the_local_model_answers_and_says_so(code: FailureCode) -> None:
+    down = failing("cloud", Reason.ABOVE_THRESHOLD, code)
+    assert down
+    assert (down.route, down.reason, down.degraded) == ("local", Reason.CLOUD_FAILED, True)
+
+
+@pytest.mark.parametrize("code", [FailureCode.BAD_REQUEST, FailureCode.CONTEXT_LENGTH])
+def test_a_wrong_request_is_not_tried_on_the_other_model(code: FailureCode) -> None:
+    assert failing("cloud", Reason.ABOVE_THRESHOLD, code) is None
+
+
+def test_there_is_one_turn_and_no_way_back() -> None:
+    turned = Decision("local", Reason.CLOUD_FAILED, degraded=True)
+    assert (
+        instead(turned, Failure(FailureCode.UNAVAILABLE, ""), Wish(), OPEN, Routing(on_local_failure="cloud")) is None
+    )
+
+
+def test_a_conversation_rises_fast_and_decays_slowly() -> None:
+    assert conversation_score([0.1, 0.9]) == 0.9
+    assert 0.4 < conversation_score([0.9, 0.1, 0.1]) < 0.9
+    assert conversation_score([0.9, *[0.1] * 20]) == pytest.approx(0.1)

@@ -1,6 +1,7 @@
 """The HTTP application: middlewares, routes, and errors as answers."""
 
 import logging
+import traceback
 from collections.abc import Callable
 
 from aiohttp import web
@@ -50,8 +51,9 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         raise
     except Exception as error:
         # An exception's text may quote the prompt, so neither the client nor the log gets it.
-        log.error("a %s while answering %s %s", type(error).__name__, request.method, request.path)
-        log.debug("traceback", exc_info=True)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        kind = type(error).__name__
+        log.error("%s %s ended by a %s at %s:%s", request.method, request.path, kind, place.filename, place.lineno)
         return _response(ApiError(500, "upcall failed on this request; its log names the place."))
 
 

@@ -38,6 +38,13 @@ class Look:
     milliseconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    router: "Router"
+    threshold: float
+    """Where the request names none."""
+
+
 class UnknownRouterError(ValueError):
     """No router has this name."""
 
@@ -47,14 +54,14 @@ class Scorer:
         self._routing = routing
         self._store = store
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="router")
-        self._routers: dict[str, Router] = {}
+        self._loaded: dict[str, Loaded] = {}
         self._failed: dict[str, float] = {}
         self.trouble = ""
         """Why the settings' router is not loaded: one line for people, or nothing."""
 
     async def load(self) -> None:
         """Load the settings' router ahead of the first request; a failure shows in `trouble`."""
-        await self._in_thread(self._router, self._routing.router)
+        await self._in_thread(self._load, self._routing.router)
 
     async def look(
         self, messages: Sequence[Message], router: str | None = None, threshold: float | None = None
@@ -70,40 +77,38 @@ class Scorer:
 
     def _look(self, turns: Sequence[str], name: str, threshold: float | None) -> Look:
         start = time.perf_counter()
-        if threshold is None:
-            threshold = self._threshold(name)
-        router = self._router(name)
-        score = conversation_score([float(score) for score in router.score(turns)]) if router and turns else None
-        label = f"{router.name}@{router.version}" if router else None
-        return Look(score, threshold, label, (time.perf_counter() - start) * 1000)
+        loaded = self._load(name)
+        if loaded is None or not turns:
+            return Look(None, 1.0, None, 0.0)
+        score = conversation_score([float(score) for score in loaded.router.score(turns)])
+        label = f"{loaded.router.name}@{loaded.router.version}"
+        elapsed = (time.perf_counter() - start) * 1000
+        return Look(score, loaded.threshold if threshold is None else threshold, label, elapsed)
 
-    def _threshold(self, name: str) -> float:
-        # The settings' raw threshold is on the scale of the settings' router.
-        if self._routing.threshold is not None and name == self._routing.router:
-            return self._routing.threshold
+    def _load(self, name: str) -> "Loaded | None":
+        # Imported here, in the thread, so that the gateway listens before ONNX is loaded.
         from routers.calibration import threshold_for_share
-
-        return threshold_for_share(name, self._routing.cloud_share)
-
-    def _router(self, name: str) -> "Router | None":
-        from routers.registry import ROUTERS, load
-
         from routers.interface import RouterError
+        from routers.registry import ROUTERS, load
 
         if name not in ROUTERS:
             raise UnknownRouterError(f"There is no router {name!r}; there are {', '.join(sorted(ROUTERS))}.")
-        if name in self._routers:
-            return self._routers[name]
+        if name in self._loaded:
+            return self._loaded[name]
         if time.monotonic() < self._failed.get(name, 0):
             return None
+        # The settings' raw threshold is on the scale of the settings' router.
+        raw = self._routing.threshold if name == self._routing.router else None
         try:
-            self._routers[name] = load(name, self._store.path("use-multilingual"))
+            router = load(name, self._store.path("use-multilingual"))
+            threshold = threshold_for_share(name, self._routing.cloud_share) if raw is None else raw
         except (RouterError, StoreError) as error:
             self._failed[name] = time.monotonic() + RETRY_SECONDS
             self._trouble(name, str(error))
             return None
         self._trouble(name, "")
-        return self._routers[name]
+        self._loaded[name] = Loaded(router, threshold)
+        return self._loaded[name]
 
     def _trouble(self, name: str, text: str) -> None:
         if name == self._routing.router:

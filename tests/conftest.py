@@ -14,6 +14,8 @@ import pytest
 
 from models.store import Store, StoreError
 
+pytest_plugins = ["tests.emulators.servers", "tests.emulators.upstream"]
+
 Require = Callable[[object, str], None]
 
 _ALL = os.environ.get("UPCALL_TEST_REQUIRE") == "all"

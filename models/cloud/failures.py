@@ -66,6 +66,9 @@ class Told:
 def explain(error: Exception, settings: CloudSettings, request: ChatRequest, *, begun: bool = False) -> CloudError:
     """`error` as a failure for people and a verdict on retrying; `begun` says that part of the answer has come."""
     name = settings.name
+    if isinstance(error, AnyLLMError) and error.original_exception is not None:
+        # any-llm guesses a class from the words of the message; the SDK's own error has the status and the headers.
+        error = error.original_exception
     chain = list(_chain(error))
     tls = next((link for link in chain if isinstance(link, ssl.SSLError)), None)
     if tls is not None:

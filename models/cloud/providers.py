@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any, cast
 
-import anthropic
-import openai
+import httpx
+import httpx2
 from any_llm import AnyLLM
 from any_llm.providers.anthropic.base import BaseAnthropicProvider
 from any_llm.providers.openai.base import BaseOpenAIProvider
@@ -45,24 +45,23 @@ def connect(settings: CloudSettings, key: str) -> AnyLLM:
         provider = AnyLLM.get_provider_class(settings.provider)
     except Exception as error:
         raise ValueError(f"Cloud model {settings.name} names an unknown provider: {settings.provider}.") from error
+    # Each SDK takes clients of its own branch of httpx. Their ready-made clients would do, but for the proxies that
+    # Anthropic's reads from the environment even where told not to.
     if issubclass(provider, BaseAnthropicProvider):
-        sdk: ModuleType = anthropic
+        http: ModuleType = httpx
         base_url = settings.base_url or "https://api.anthropic.com"
     elif issubclass(provider, BaseOpenAIProvider):
-        sdk = openai
+        http = httpx2
         base_url = settings.base_url or provider.API_BASE or ""
     else:
         raise ValueError(f"Provider {settings.provider} speaks neither OpenAI's nor Anthropic's chat format.")
     if not base_url:
         raise ValueError(f"Cloud model {settings.name} needs a base_url.")
-    limits = type(sdk.DEFAULT_CONNECTION_LIMITS)(
-        max_connections=1000, max_keepalive_connections=100, keepalive_expiry=_KEEP_ALIVE
-    )
-    # Redirects would carry Anthropic's key header along to another host.
-    client = sdk.DefaultAsyncHttpxClient(
+    client = http.AsyncClient(
         trust_env=False,
+        # A redirect would carry Anthropic's key header along to another host.
         follow_redirects=False,
-        limits=limits,
+        limits=http.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=_KEEP_ALIVE),
         proxy=settings.proxy,
         verify=ssl.create_default_context(cafile=settings.ca_bundle) if settings.ca_bundle else True,
     )
@@ -70,10 +69,10 @@ def connect(settings: CloudSettings, key: str) -> AnyLLM:
         settings.provider,
         api_key=key,
         api_base=base_url,
-        unified_exceptions=False,
+        unified_exceptions=True,
         max_retries=0,
         http_client=client,
-        timeout=sdk.Timeout(None, connect=settings.connect_timeout),
+        timeout=http.Timeout(None, connect=settings.connect_timeout),
     )
 
 

@@ -1,0 +1,1 @@
+"""The local engine: continuous batching of GGUF models over llama-cpp-python's low-level bindings."""

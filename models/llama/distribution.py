@@ -1,0 +1,56 @@
+"""What a row of logits says about the next token, before any grammar, bias or temperature."""
+
+import math
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Distribution:
+    """The softmax of `row`, float32 of shape `(n_vocab,)`, which must stay as it is while this is used."""
+
+    def __init__(self, row: NDArray[np.float32]) -> None:
+        self._row = row
+        self.argmax = int(row.argmax())
+
+    @property
+    def is_number(self) -> bool:
+        """False where a damaged model computes nonsense; argmax stops at the first NaN."""
+        return math.isfinite(self._row[self.argmax])
+
+    @property
+    def entropy(self) -> float:
+        """In nats."""
+        powers, total = self._powers
+        return self._log_total - float(powers @ self._row) / total
+
+    @property
+    def margin(self) -> float:
+        """Probability of the likeliest token less that of the second."""
+        powers, total = self._powers
+        first = powers[self.argmax]
+        powers[self.argmax] = 0.0
+        second = powers.max()
+        powers[self.argmax] = first
+        return float(first - second) / total
+
+    def logprob(self, token: int) -> float:
+        """Natural logarithm of the token's probability."""
+        return float(self._row[token]) - self._log_total
+
+    def top(self, count: int) -> list[int]:
+        """The likeliest tokens, likeliest first."""
+        if count == 0:
+            return []
+        best = np.argpartition(self._row, -count)[-count:]
+        return [int(token) for token in best[np.argsort(-self._row[best], kind="stable")]]
+
+    @cached_property
+    def _powers(self) -> tuple[NDArray[np.float32], float]:
+        powers = np.exp(self._row - self._row[self.argmax])
+        return powers, float(powers.sum())
+
+    @cached_property
+    def _log_total(self) -> float:
+        return float(self._row[self.argmax]) + math.log(self._powers[1])

@@ -1,0 +1,254 @@
+"""The local model: a GGUF file that answers chat requests."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from models.interface import (
+    ChatRequest,
+    Event,
+    Failure,
+    FailureCode,
+    Finish,
+    ModelStatus,
+    Progress,
+    Usage,
+)
+from models.llama.context import Context, LoadError, Model, check_file
+from models.llama.engine import Ended, Engine, EngineEndedError, Outbox, Task
+from models.llama.fit import check_memory
+from models.llama.refused import RefusedError
+from models.llama.request import prepare
+from models.llama.settings import LlamaSettings
+from models.llama.template import Renderer, choose_template
+
+_log = logging.getLogger(__name__)
+
+_LOOK_EVERY = 0.02
+_REPORT_EVERY = 50
+"""Looks at a loading model between two reports about it."""
+
+
+class LlamaModel:
+    """A `ChatModel` over llama.cpp. Loads in the background; once freed as idle, loads again with the next request."""
+
+    def __init__(self, settings: LlamaSettings) -> None:
+        self._settings = settings
+        self._wake = threading.Condition()
+        self._state: Literal["loading", "ready", "unloaded", "failed"] = "loading"
+        self._detail = ""
+        self._fraction = 0.0
+        self._context_length = 0
+        self._wanted = True
+        self._closed = False
+        self._loaded: _Loaded | None = None
+        self._thread = threading.Thread(target=self._serve, name=f"llama {settings.name}", daemon=True)
+        self._thread.start()
+
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+        """See `ChatModel.chat`."""
+        tasks: list[Task] = []
+        engine: Engine | None = None
+        outbox = Outbox()
+        # A timer that speaks through the outbox: a timeout around this code would cancel whoever iterates over it.
+        timer = outbox.loop.call_later(self._settings.timeout, outbox.put, self._too_late())
+        try:
+            async for event in self._until_loaded(timer.when()):
+                yield event
+            engine, tasks = await self._submit(request, outbox)
+            ended: list[Ended] = []
+            while len(ended) < len(tasks):
+                output = await outbox.get()
+                if isinstance(output, Ended):
+                    ended.append(output)
+                    yield Finish(output.reason, output.choice)
+                else:
+                    yield output
+                    if isinstance(output, Failure):
+                        return
+            prompt_tokens, tasks = len(tasks[0].prompt), []
+            completion = sum(end.completion_tokens for end in ended)
+            yield Usage(prompt_tokens, completion, min(end.cached_tokens for end in ended))
+        except RefusedError as refused:
+            yield refused.failure
+        finally:
+            timer.cancel()
+            for task in tasks:
+                if engine is not None:
+                    engine.cancel(task)
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """See `ChatModel.count_tokens`. Raises `RefusedError` where it cannot be rendered, or without a model."""
+        async for _ in self._until_loaded(math.inf):
+            pass
+        loaded = self._ready()
+        return await asyncio.to_thread(loaded.count_tokens, request)
+
+    async def status(self) -> ModelStatus:
+        """See `ChatModel.status`."""
+        with self._wake:
+            detail = f"{self._fraction:.0%} loaded" if self._state == "loading" else self._detail
+            return ModelStatus(
+                name=self._settings.name, state=self._state, context_length=self._context_length, detail=detail
+            )
+
+    async def close(self) -> None:
+        """See `ChatModel.close`."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+            if self._loaded is not None:
+                self._loaded.engine.stop()
+        await asyncio.to_thread(self._thread.join)
+
+    async def _submit(self, request: ChatRequest, outbox: Outbox) -> tuple[Engine, list[Task]]:
+        while True:
+            loaded = self._ready()
+            tasks = await asyncio.to_thread(loaded.prepare, request, outbox, self._settings)
+            try:
+                loaded.engine.submit(tasks)
+            except EngineEndedError:  # freed as idle at this very moment
+                async for _ in self._until_loaded(math.inf):
+                    pass
+                continue
+            return loaded.engine, tasks
+
+    async def _until_loaded(self, deadline: float) -> AsyncGenerator[Progress, None]:
+        """Ask for the model and report on its loading until that has ended, well or badly.
+
+        Raises `RefusedError` at `deadline`, a time of the event loop's clock.
+        """
+        looks = 0
+        while True:
+            with self._wake:
+                if self._closed or self._state == "failed" or (self._loaded and not self._loaded.freed):
+                    return
+                if self._state == "unloaded":
+                    self._wanted = True
+                    self._wake.notify()
+            if looks % _REPORT_EVERY == 0:
+                yield Progress("loading", fraction=round(self._fraction, 3))
+            looks += 1
+            if asyncio.get_running_loop().time() > deadline:
+                failure = self._too_late()
+                raise RefusedError(failure.code, failure.message)
+            await asyncio.sleep(_LOOK_EVERY)
+
+    def _too_late(self) -> Failure:
+        limit = f"{self._settings.timeout:g} seconds"
+        message = f"The local model did not finish within {limit}: ask for less or raise the limit."
+        return Failure(FailureCode.TIMEOUT, message)
+
+    def _ready(self) -> "_Loaded":
+        with self._wake:
+            if self._loaded is None or self._closed:
+                reason = self._detail or "it is being shut down"
+                raise RefusedError(
+                    FailureCode.UNAVAILABLE, f"The local model {self._settings.name} is not available: {reason}."
+                )
+            return self._loaded
+
+    def _serve(self) -> None:
+        """The model's thread: load, answer until idle, free, and again when wanted."""
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._wanted or self._closed)
+                if self._closed:
+                    break
+                self._wanted, self._state, self._fraction = False, "loading", 0.0
+            try:
+                loaded = self._load()
+            except LoadError as error:
+                with self._wake:
+                    self._state, self._detail = "failed", str(error)
+                _log.warning("%s", error)
+                break
+            with self._wake:
+                self._loaded, self._state, self._context_length = loaded, "ready", loaded.context_length
+                if self._closed:
+                    loaded.engine.stop()
+            try:
+                loaded.engine.run()
+            except Exception:
+                _log.exception("the engine broke")
+            with self._wake:
+                self._loaded, self._state = None, "unloaded"
+            loaded.free()
+
+    def _load(self) -> "_Loaded":
+        settings = self._settings
+        check_file(Path(settings.path))
+        check_memory(settings.path)
+        with contextlib.ExitStack() as undo:
+            model = Model(settings.path, repack=settings.repack, on_progress=self._on_progress)
+            undo.callback(model.close)
+            try:
+                renderer = Renderer(
+                    choose_template(model.metadata, model.vocabulary, trusted=settings.trust_template), model.vocabulary
+                )
+            except ValueError as error:
+                raise LoadError(f"{settings.path}: {error}") from error
+            context_length = min(settings.context_length, model.trained_context)
+            cells = max(settings.cache_tokens or context_length * min(settings.slots, 2), context_length)
+            threads = settings.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
+            context = Context(
+                model, settings, cells=cells, threads=threads, threads_batch=settings.threads_batch or threads
+            )
+            undo.callback(context.close)
+            engine = Engine(model, context, settings, context_length=context_length)
+            undo.pop_all()
+        return _Loaded(model, context, renderer, engine, context_length)
+
+    def _on_progress(self, fraction: float) -> bool:
+        self._fraction = fraction
+        return not self._closed
+
+
+@dataclass(eq=False, slots=True)
+class _Loaded:
+    """What exists while the model is in memory. Tokenizing happens on other threads, and must not outlive it."""
+
+    model: Model
+    context: Context
+    renderer: Renderer
+    engine: Engine
+    context_length: int
+    freed: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def prepare(self, request: ChatRequest, outbox: Outbox, settings: LlamaSettings) -> list[Task]:
+        with self._in_memory():
+            return prepare(
+                request,
+                outbox,
+                renderer=self.renderer,
+                vocabulary=self.model.vocabulary,
+                settings=settings,
+                context_length=self.context_length,
+            )
+
+    def count_tokens(self, request: ChatRequest) -> int:
+        with self._in_memory():
+            return len(self.renderer.prompt(request.messages, request.tools))
+
+    def free(self) -> None:
+        with self._lock:
+            self.freed = True
+            self.context.close()
+            self.model.close()
+
+    @contextlib.contextmanager
+    def _in_memory(self) -> Iterator[None]:
+        with self._lock:
+            if self.freed:
+                raise RefusedError(FailureCode.UNAVAILABLE, "The local model was freed at this moment: try again.", 1)
+            yield

@@ -1,0 +1,142 @@
+"""Picks the next token: llama.cpp's sampler chains over one candidate buffer, no Python over the vocabulary."""
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.llama.native import captured_log, lib
+from models.llama.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to pick tokens; temperature 0 takes the likeliest."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int
+    logit_bias: Sequence[tuple[int, float]] = ()
+    grammar: str | None = None
+    """GBNF that the answer must follow."""
+    grammar_trigger: str | None = None
+    """Text (a regular expression) from which on the grammar holds; None: from the start."""
+
+
+class NoTokenLeftError(Exception):
+    """The grammar allows none of the model's tokens here."""
+
+
+class Candidates:
+    """The array of `llama_token_data` that samplers narrow down; one serves any number of samplers in turn."""
+
+    _TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+    def __init__(self, size: int) -> None:
+        self._fresh = np.zeros(size, self._TOKEN)
+        self._fresh["id"] = np.arange(size, dtype=np.int32)
+        self.tokens = self._fresh.copy()
+        self._address = self.tokens.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
+        self.array = lib.llama_token_data_array()
+
+    def fill(self, row: NDArray[np.float32]) -> None:
+        """All tokens with their logits."""
+        self.tokens[:] = self._fresh
+        self.tokens["logit"] = row
+        self._reset(len(self.tokens))
+
+    def only(self, token: int) -> None:
+        """One token, with a logit that a grammar turns into -inf where it forbids it."""
+        self.tokens[0] = (token, 0.0, 0.0)
+        self._reset(1)
+
+    def _reset(self, size: int) -> None:
+        self.array.data, self.array.size, self.array.selected, self.array.sorted = self._address, size, -1, False
+
+
+class Sampler:
+    """The sampling of one answer. Raises `ValueError` for a grammar that llama.cpp does not take."""
+
+    def __init__(self, sampling: Sampling, vocabulary: Vocabulary) -> None:
+        self._grammar: Any = None
+        if sampling.grammar is not None:
+            self._grammar = _grammar(sampling, vocabulary)
+            weakref.finalize(self, lib.llama_sampler_free, self._grammar)
+        self._chain: Any = None
+        changed = sampling.logit_bias or sampling.presence_penalty or sampling.frequency_penalty
+        if sampling.temperature > 0 or changed or self._grammar:
+            self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+            weakref.finalize(self, lib.llama_sampler_free, self._chain)
+            for sampler in _samplers(sampling, vocabulary.size):
+                lib.llama_sampler_chain_add(self._chain, sampler)
+
+    def sample(self, row: NDArray[np.float32], argmax: int, candidates: Candidates) -> int:
+        """The next token, of logits `row` whose greatest is at `argmax`; from then on it counts as said.
+
+        Raises `NoTokenLeftError`. `candidates` is scratch space.
+        """
+        if self._chain is None:
+            return argmax
+        token = self._pick(row, candidates, constrained=False)
+        if self._grammar is not None:
+            # Asking the grammar about one token takes microseconds, about all of them tens of milliseconds.
+            candidates.only(token)
+            lib.llama_sampler_apply(self._grammar, ctypes.byref(candidates.array))
+            if candidates.tokens[0]["logit"] < 0:
+                token = self._pick(row, candidates, constrained=True)
+            lib.llama_sampler_accept(self._grammar, token)
+        lib.llama_sampler_accept(self._chain, token)
+        return token
+
+    def _pick(self, row: NDArray[np.float32], candidates: Candidates, *, constrained: bool) -> int:
+        candidates.fill(row)
+        if constrained:
+            lib.llama_sampler_apply(self._grammar, ctypes.byref(candidates.array))
+            if not np.isfinite(candidates.tokens["logit"].max()):  # llama.cpp aborts the process on an empty choice
+                raise NoTokenLeftError
+        lib.llama_sampler_apply(self._chain, ctypes.byref(candidates.array))
+        return int(candidates.array.data[candidates.array.selected].id)
+
+
+def _samplers(sampling: Sampling, n_vocab: int) -> list[Any]:
+    samplers = []
+    if sampling.logit_bias:
+        biases = (lib.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias)
+        samplers.append(lib.llama_sampler_init_logit_bias(n_vocab, len(biases), biases))
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        everything = 1 << 16
+        frequency, presence = sampling.frequency_penalty, sampling.presence_penalty
+        samplers.append(lib.llama_sampler_init_penalties(n_vocab, everything, 1.0, frequency, presence))
+    if sampling.temperature <= 0:
+        return [*samplers, lib.llama_sampler_init_greedy()]
+    if sampling.top_k > 0:
+        samplers.append(lib.llama_sampler_init_top_k(sampling.top_k))
+    if sampling.top_p < 1:
+        samplers.append(lib.llama_sampler_init_top_p(sampling.top_p, 1))
+    if sampling.min_p > 0:
+        samplers.append(lib.llama_sampler_init_min_p(sampling.min_p, 1))
+    samplers.append(lib.llama_sampler_init_temp(sampling.temperature))
+    return [*samplers, lib.llama_sampler_init_dist(sampling.seed)]
+
+
+def _grammar(sampling: Sampling, vocabulary: Vocabulary) -> Any:
+    text = (sampling.grammar or "").encode()
+    with captured_log():  # the parser's complaints quote the grammar, which may be a client's schema
+        if sampling.grammar_trigger is None:
+            grammar = lib.llama_sampler_init_grammar(vocabulary.pointer, text, b"root")
+        else:
+            patterns = (ctypes.c_char_p * 1)(sampling.grammar_trigger.encode())
+            grammar = lib.llama_sampler_init_grammar_lazy_patterns(
+                vocabulary.pointer, text, b"root", patterns, 1, None, 0
+            )
+    if not grammar:
+        raise ValueError("llama.cpp does not take the grammar")
+    return grammar

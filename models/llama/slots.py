@@ -1,0 +1,204 @@
+"""Which sequence of the context serves which request, and what of earlier requests it can start from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.llama.context import Context
+
+Tokens = NDArray[np.int32]
+
+_WORTH_WAITING = 32
+"""Tokens that another way to a prefix must save before its cost (a restored state, waiting for another prompt) pays."""
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """One sequence of the context."""
+
+    index: int
+    tokens: Tokens
+    """What the sequence holds, in the first `length` places."""
+    length: int = 0
+    reserved: int = 0
+    """Cells that its request may come to use; 0: the slot is idle."""
+    prompt: Tokens = field(default_factory=lambda: np.empty(0, np.int32))
+    """What the sequence of a busy slot will hold once its prompt is computed."""
+    leader: "Slot | None" = None
+    """A slot at work on a prefix of this one's prompt; worth waiting for."""
+    used: int = 0
+    """When it was last used, counted in requests."""
+
+    def extend(self, tokens: Tokens | list[int]) -> None:
+        self.tokens[self.length : self.length + len(tokens)] = tokens
+        self.length += len(tokens)
+
+    @property
+    def held(self) -> Tokens:
+        return self.tokens[: self.length]
+
+
+class SlotPool:
+    """Hands out slots so that as little as possible of a prompt is computed again.
+
+    All slots share the context's cells. A request is admitted only when the cells for its longest possible answer are
+    there, so none has to be thrown out half way. Idle slots keep what they hold until a request needs their place; then
+    it moves to memory outside the context, up to `saved_bytes`, least recently used first out.
+    """
+
+    def __init__(self, context: Context, count: int, capacity: int, *, saved_bytes: int, rewinds: bool) -> None:
+        self._context = context
+        self._slots = [Slot(index, np.zeros(capacity, np.int32)) for index in range(count)]
+        self._saved = _SavedStates(saved_bytes)
+        self._rewinds = rewinds
+        self._clock = 0
+
+    def acquire(self, prompt: Tokens, reserve: int) -> Slot | None:
+        """A slot for `prompt` and its answer, `reserve` tokens together, with what it can take over; None: not now."""
+        idle = [slot for slot in self._slots if not slot.reserved]
+        if not idle or sum(slot.reserved for slot in self._slots) + reserve > self._context.cells:
+            return None
+        source = max(self._slots, key=lambda slot: self._common(prompt, slot.held))
+        reusable = self._common(prompt, source.held)
+        # A conversation that goes on continues in its slot. One that only begins alike is left alone and shared from.
+        goes_on = source in idle and 2 * reusable >= source.length
+        target = source if goes_on else min(idle, key=lambda slot: (slot is source, slot.length > 0, slot.used))
+        if target is source:
+            self._cut(target, reusable)
+        else:
+            self._retire(target)
+            if reusable:
+                self._context.share(source.index, target.index, reusable)
+                target.extend(prompt[:reusable])
+        self._clock += 1
+        target.used, target.reserved, target.prompt = self._clock, reserve, prompt
+        self._make_room()
+        self._restore_better(target)
+        target.leader = self._leader(target)
+        return target
+
+    def follow(self, slot: Slot) -> bool:
+        """Whether `slot` may go on: not while its leader still works on their common prefix, which it then takes."""
+        leader = slot.leader
+        if leader is None:
+            return True
+        common = self._common(slot.prompt, leader.prompt)
+        if leader.reserved and leader.length < common:
+            return False
+        slot.leader = None
+        common = self._common(slot.prompt, leader.held)
+        if common > slot.length:
+            self._cut(slot, 0)
+            self._context.share(leader.index, slot.index, common)
+            slot.extend(slot.prompt[:common])
+        return True
+
+    def release(self, slot: Slot) -> None:
+        """The slot's request has ended; it keeps what it holds."""
+        slot.reserved, slot.leader = 0, None
+        slot.prompt = slot.held.copy()
+
+    def rewind(self, slot: Slot) -> None:
+        """Make the context agree with the slot again after a step that was broken off."""
+        self._cut(slot, slot.length)
+
+    def make_any_room(self) -> bool:
+        """Give up what the least recently used idle slot holds; False where none holds anything."""
+        holding = [slot for slot in self._slots if not slot.reserved and slot.length]
+        if holding:
+            self._retire(min(holding, key=lambda slot: slot.used))
+        return bool(holding)
+
+    def forget(self) -> None:
+        """Nothing in the context is valid any more."""
+        self._context.forget()
+        for slot in self._slots:
+            slot.length = 0
+
+    def _common(self, prompt: Tokens, held: Tokens) -> int:
+        """Tokens of `prompt` that need not be computed; its last always is, for its logits."""
+        return common_prefix(prompt[:-1], held) if self._rewinds else 0
+
+    def _cut(self, slot: Slot, length: int) -> None:
+        if not self._context.cut(slot.index, length):
+            self._context.cut(slot.index, 0)
+            length = 0
+        slot.length = length
+
+    def _retire(self, slot: Slot) -> None:
+        if self._rewinds and slot.length > _WORTH_WAITING:
+            self._saved.add(slot, self._context)
+        self._cut(slot, 0)
+
+    def _make_room(self) -> None:
+        def wanted() -> int:
+            return sum(slot.reserved or slot.length for slot in self._slots)
+
+        while wanted() > self._context.cells and self.make_any_room():
+            pass
+
+    def _restore_better(self, slot: Slot) -> None:
+        """Replace what the slot took over by a saved state that begins more of its prompt."""
+        state = self._saved.best(lambda tokens: self._common(slot.prompt, tokens))
+        reusable = self._common(slot.prompt, state.tokens) if state else 0
+        if state is None or reusable < slot.length + _WORTH_WAITING:
+            return
+        self._cut(slot, 0)
+        if self._context.restore(slot.index, state.data):
+            slot.length = len(state.tokens)
+            slot.tokens[: slot.length] = state.tokens
+            self._cut(slot, reusable)
+        else:
+            self._cut(slot, 0)
+
+    def _leader(self, slot: Slot) -> Slot | None:
+        """A busy slot that will soon hold much more of this prompt than was to be had."""
+        busy = [
+            other for other in self._slots if other is not slot and other.reserved and other.length < len(other.prompt)
+        ]
+        best = max(busy, key=lambda other: self._common(slot.prompt, other.prompt), default=None)
+        if best is None or self._common(slot.prompt, best.prompt) < slot.length + _WORTH_WAITING:
+            return None
+        return best
+
+
+def common_prefix(a: Tokens, b: Tokens) -> int:
+    """Length of the longest beginning that both share."""
+    length = min(len(a), len(b))
+    different = np.flatnonzero(a[:length] != b[:length])
+    return int(different[0]) if len(different) else length
+
+
+@dataclass(eq=False, frozen=True, slots=True)
+class _State:
+    tokens: Tokens
+    data: NDArray[np.uint8]
+
+
+class _SavedStates:
+    """Keys and values of past conversations in ordinary memory, the longest unused at the front."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._states: list[_State] = []
+
+    def add(self, slot: Slot, context: Context) -> None:
+        tokens = slot.held
+        known = any(common_prefix(state.tokens, tokens) == len(tokens) for state in self._states)
+        size = context.state_size(slot.index)
+        if known or size > self._budget:
+            return
+        self._states = [state for state in self._states if common_prefix(state.tokens, tokens) < len(state.tokens)]
+        while self._states and size + sum(state.data.nbytes for state in self._states) > self._budget:
+            self._states.pop(0)
+        self._states.append(_State(tokens.copy(), context.save(slot.index)))
+
+    def best(self, common: Callable[[Tokens], int]) -> _State | None:
+        """The state of the greatest `common`, which becomes the last to go."""
+        state = max(self._states, key=lambda candidate: common(candidate.tokens), default=None)
+        if state is not None and common(state.tokens):
+            self._states.remove(state)
+            self._states.append(state)
+        return state

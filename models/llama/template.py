@@ -1,0 +1,189 @@
+"""Chat messages to one prompt, in the form that a model was trained on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from models.interface import FailureCode, Message
+from models.llama.refused import RefusedError
+from models.llama.sandbox import SandboxedTemplate
+from models.llama.vocabulary import Vocabulary, control_pattern
+
+# A private-use character around the number of a text set aside; where it occurs in a request it is set aside itself.
+_MARK = "\uf8e7"
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+
+
+class Template(Protocol):
+    """Renders checked messages, whose contents are plain strings, with the opening of the answer at the end."""
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChatML:
+    """`<|im_start|>` turns: Qwen, SmolLM2 and many others."""
+
+    default_system: str = ""
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+        turns = _turns(messages, tools, self.default_system)
+        return "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns) + "<|im_start|>assistant\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3:
+    """Header-and-eot turns of Llama 3 and its successors."""
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+        turns = [*_turns(messages, tools, ""), ("assistant", None)]
+        parts = ["<|begin_of_text|>"]
+        for role, text in turns:
+            parts.append(f"<|start_header_id|>{role}<|end_header_id|>\n\n")
+            if text is not None:
+                parts.append(f"{text.strip()}<|eot_id|>")
+        return "".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Gemma:
+    """Gemma's two-party turns; what the system says opens the first turn of the user."""
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+        parts, system = ["<bos>"], ""
+        for role, text in _turns(messages, tools, ""):
+            if role == "system":
+                system += text + "\n\n"
+                continue
+            parts.append(f"<start_of_turn>{'model' if role == 'assistant' else role}\n{(system + text).strip()}")
+            parts.append("<end_of_turn>\n")
+            system = ""
+        return "".join([*parts, "<start_of_turn>model\n"])
+
+
+def choose_template(metadata: Mapping[str, str], vocabulary: Vocabulary, *, trusted: bool) -> Template:
+    """upcall's own template for a known model, else the file's where `trusted`.
+
+    Raises `ValueError`, with one line for people, where there is neither.
+    """
+    names = " ".join(metadata.get(key, "") for key in ("general.basename", "general.name")).lower()
+    if "<|start_header_id|>" in vocabulary.control_texts:
+        return Llama3()
+    if "<|im_start|>" in vocabulary.control_texts:
+        return ChatML(next((system for name, system in _DEFAULT_SYSTEMS.items() if name in names), ""))
+    if "<start_of_turn>" in vocabulary.control_texts:
+        return Gemma()
+    source = metadata.get("tokenizer.chat_template")
+    if source is None:
+        raise ValueError("the model has no chat template that upcall knows; choose an instruction-tuned chat model")
+    if not trusted:
+        raise ValueError(
+            "upcall has no chat template of its own for this model and does not run the file's unasked; "
+            "set trust_template = true if you trust its author"
+        )
+    return SandboxedTemplate(source, bos=vocabulary.bos_text, eos=vocabulary.eos_text)
+
+
+class Renderer:
+    """Renders and tokenizes requests so that no text in them can pass for one of the model's control tokens.
+
+    Before a template runs, every control token's text in the request is set aside; after it, each comes back as a part
+    of its own that the tokenizer reads as plain text.
+    """
+
+    def __init__(self, template: Template, vocabulary: Vocabulary) -> None:
+        self._template = template
+        self._vocabulary = vocabulary
+        self._pattern = control_pattern(vocabulary, _MARK)
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Any:
+        """The prompt's token ids, int32 of shape `(n,)`. Raises `RefusedError` for what the model cannot be told."""
+        aside: list[str] = []
+
+        def set_aside(value: Any) -> Any:
+            if isinstance(value, str):
+                return self._pattern.sub(lambda match: f"{_MARK}{_keep(aside, match.group())}{_MARK}", value)
+            if isinstance(value, Mapping):
+                return {set_aside(key): set_aside(item) for key, item in value.items()}
+            return [set_aside(item) for item in value] if isinstance(value, list | tuple) else value
+
+        plain = [set_aside(_plain(message)) for message in messages]
+        text = self._template.render(plain, [set_aside(tool) for tool in tools])
+        parts = [(part, True) if i % 2 == 0 else (aside[int(part)], False) for i, part in enumerate(text.split(_MARK))]
+        bos = self._vocabulary.bos_text
+        return self._vocabulary.tokenize(parts, add_bos=not (bos and text.startswith(bos)))
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """A message with its text parts joined; raises `RefusedError` for what a text model cannot read."""
+    role, content = message.get("role"), message.get("content")
+    if role not in _ROLES:
+        raise RefusedError(
+            FailureCode.BAD_REQUEST, f"Unknown message role {role!r}: use one of {', '.join(sorted(_ROLES))}."
+        )
+    if content is None or isinstance(content, str):
+        return {**message, "content": content or ""}
+    texts = []
+    for part in content:
+        kind = part.get("type")
+        if kind not in ("text", "refusal"):
+            raise RefusedError(
+                FailureCode.BAD_REQUEST,
+                f"The local model reads text only, not {kind!r} parts: remove them or ask the cloud model.",
+            )
+        texts.append(str(part.get(kind) or ""))
+    return {**message, "content": "\n".join(texts)}
+
+
+def _turns(
+    messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], default_system: str
+) -> list[tuple[str, str]]:
+    """Messages as `(system | user | assistant, text)`; tools, calls and results written out as Hermes and Qwen do."""
+    turns: list[tuple[str, str]] = []
+    for message in messages:
+        role, text = message["role"], message["content"]
+        if role == "developer":
+            role = "system"
+        elif role == "assistant":
+            calls = [_call_text(call["function"]) for call in message.get("tool_calls") or ()]
+            text = "\n".join(filter(None, [text, *calls]))
+        elif role == "tool":
+            role, text = "user", f"<tool_response>\n{text}\n</tool_response>"
+            if turns and turns[-1][0] == "user" and turns[-1][1].endswith("</tool_response>"):
+                text = f"{turns.pop()[1]}\n{text}"
+        turns.append((role, text))
+    if (not turns or turns[0][0] != "system") and (default_system or tools):
+        turns.insert(0, ("system", default_system))
+    if tools:
+        turns[0] = ("system", f"{turns[0][1]}\n\n{_tools_text(tools)}".lstrip("\n"))
+    return turns
+
+
+def _tools_text(tools: Sequence[Mapping[str, Any]]) -> str:
+    signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    return (
+        "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+        "You are provided with function signatures within <tools></tools> XML tags:\n"
+        f"<tools>\n{signatures}\n</tools>\n\n"
+        "For each function call, return a json object with function name and arguments within "
+        "<tool_call></tool_call> XML tags:\n"
+        '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+    )
+
+
+def _call_text(function: Mapping[str, Any]) -> str:
+    name = json.dumps(function.get("name"), ensure_ascii=False)
+    return f'<tool_call>\n{{"name": {name}, "arguments": {function.get("arguments") or "{}"}}}\n</tool_call>'
+
+
+def _keep(aside: list[str], text: str) -> int:
+    aside.append(text)
+    return len(aside) - 1
+
+
+# What the models' makers put where the conversation has no system message.
+_DEFAULT_SYSTEMS = {
+    "smollm": "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
+    "qwen2.5": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+}

@@ -71,6 +71,8 @@ clean: ## remove everything that was made here; the cached wheel and pulled mode
 	touch $@
 
 tests/emulators/node_modules/.installed: tests/emulators/package-lock.json | debian
+	@node -e 'const [major, minor] = process.versions.node.split("."); process.exit(major > 20 || major == 20 && minor >= 15 ? 0 : 1)' \
+		|| { echo "aimock needs Node 20.15 or newer, and this is $$(node --version): install a newer one and try again"; exit 1; }
 	npm ci --prefix tests/emulators --no-audit --no-fund
 	touch $@
 

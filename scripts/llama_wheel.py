@@ -54,12 +54,11 @@ def pinned_source() -> str:
 
 
 def key(*parts: str) -> str:
-    """Of the wheel: its source and settings, the Python it is for, and the processor that GGML_NATIVE compiles for."""
+    """Of the wheel: its source and settings, and the processor that GGML_NATIVE compiles for. Any Python 3 can load it."""
     cpu = Path("/proc/cpuinfo")
     features = re.search(r"^(?:flags|Features)\s*:.*$", cpu.read_text(), re.MULTILINE) if cpu.exists() else None
-    machine = [platform.system(), platform.machine(), platform.processor(), features[0] if features else ""]
-    abi = str(sysconfig.get_config_var("SOABI"))
-    return hashlib.sha256("\0".join([*parts, abi, *machine]).encode()).hexdigest()[:24]
+    machine = [sysconfig.get_platform(), *platform.libc_ver(), features[0] if features else platform.processor()]
+    return hashlib.sha256("\0".join([*parts, *machine]).encode()).hexdigest()[:24]
 
 
 def build(source: str, settings: str, folder: Path) -> None:

@@ -54,7 +54,7 @@ def pinned_source() -> str:
 
 
 def key(*parts: str) -> str:
-    """Of the wheel: its source and settings, and the processor that GGML_NATIVE compiles for. Any Python 3 can load it."""
+    """Of the wheel: source, settings, and the processor that GGML_NATIVE compiles for. Any Python 3 can load it."""
     cpu = Path("/proc/cpuinfo")
     features = re.search(r"^(?:flags|Features)\s*:.*$", cpu.read_text(), re.MULTILINE) if cpu.exists() else None
     machine = [sysconfig.get_platform(), *platform.libc_ver(), features[0] if features else platform.processor()]

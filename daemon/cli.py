@@ -268,5 +268,5 @@ def _key_errors() -> Iterator[None]:
 
     try:
         yield
-    except KeyUnavailable as error:
+    except (KeyUnavailable, ValueError) as error:
         raise click.ClickException(str(error)) from None

@@ -5,6 +5,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from daemon.link import CheckKey, Link, Listening, Message, SetPrivacy, Standing, Want, WorkerDown, WorkerName, WorkerUp
 from models.client import WorkerClient, WorkerGoneError
@@ -26,6 +27,7 @@ class Workers:
         self.why_down: dict[WorkerName, str] = {}
         self._cloud_idle = cloud_idle_seconds
         self._clients: dict[WorkerName, WorkerClient] = {}
+        self._local = ModelStatus(name="local", state="failed")
         self._changed = asyncio.Condition()
         self._asked_key = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -48,10 +50,11 @@ class Workers:
         """What the local model is; `failed` with the reason where it does not run."""
         try:
             if client := self._clients.get("local"):
-                return await client.status()
+                self._local = await client.status()
+                return self._local
         except WorkerGoneError:
             pass
-        return ModelStatus(name="local", state="failed", detail=self.why_down.get("local", "starting"))
+        return replace(self._local, state="failed", detail=self.why_down.get("local", "starting"))
 
     async def set_privacy(self, on: bool) -> None:
         """Switch privacy mode and wait until the supervisor says that it holds (or is pinned)."""

@@ -156,7 +156,8 @@ class OpenAI:
 
 
 def _invalid(error: ValidationError) -> ApiError:
-    first = error.errors()[0]
+    # Of a union's branches the one that came furthest is what the client meant.
+    first = max(error.errors(), key=lambda detail: len(detail["loc"]))
     # A union's branch names are pydantic's, not the client's: `messages.0.content.str` is `messages.0.content`.
     param = ".".join(str(key) for key in first["loc"] if key not in ("str", "list[Part]", "dict[str,any]"))
     return ApiError(400, f"{param}: {first['msg'].removeprefix('Value error, ')}.", param=param)

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from models.store import Store
 from tests.daemon.harness import Daemon, running_daemon, wait_until
+from tests.emulators.servers import KEY
 
 StartDaemon = Callable[..., Daemon]
 """`start_daemon(SECTION__KEY="value", …)`, settings as the environment names them."""
@@ -24,9 +26,10 @@ def start_daemon(tmp_path: Path, models_ready: Path) -> Iterator[StartDaemon]:
     """`start_daemon(SECTION__KEY="value", …)` starts one and waits until its local model is ready."""
     with ExitStack() as stack:
 
-        def start(home: Path = tmp_path, **settings: str) -> Daemon:
-            daemon = stack.enter_context(running_daemon(home, models_ready, settings))
-            wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "ready")
+        def start(credentials: Path | None = None, ready: bool = True, **settings: str) -> Daemon:
+            daemon = stack.enter_context(running_daemon(tmp_path, models_ready, settings, credentials))
+            if ready:
+                wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "ready")
             return daemon
 
         yield start
@@ -38,3 +41,25 @@ def upcall(tmp_path_factory: pytest.TempPathFactory, models_ready: Path) -> Iter
     with running_daemon(tmp_path_factory.mktemp("home"), models_ready, {}) as daemon:
         wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "ready")
         yield daemon
+
+
+Escalating = Callable[..., Daemon]
+"""`escalating(base_url, provider="openai", **settings)`."""
+
+
+@pytest.fixture
+def escalating(start_daemon: StartDaemon, tmp_path: Path) -> Escalating:
+    """A daemon with a key, whose cloud is at the given address."""
+
+    def start(base_url: str, provider: str = "openai", **settings: Any) -> Daemon:
+        (tmp_path / "credentials").mkdir(exist_ok=True)
+        (tmp_path / "credentials" / provider).write_text(KEY)
+        return start_daemon(
+            credentials=tmp_path / "credentials",
+            CLOUD__MODEL="claude-3-opus" if provider == "anthropic" else "gpt-4",
+            CLOUD__BASE_URL=base_url,
+            CLOUD__MAX_RETRIES="0",
+            **settings,
+        )
+
+    return start

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import openai
 import psutil
 
 from daemon.client import call
@@ -25,6 +26,7 @@ class Daemon:
 
     process: "subprocess.Popen[bytes]"
     environment: Mapping[str, str]
+    """Of its user."""
     server: Server
 
     @property
@@ -41,13 +43,24 @@ class Daemon:
 
     def cli(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Another `upcall` command of the same user."""
-        environment = {**self.environment, "UPCALL_SERVER__PORT": str(self.server.port)}
-        return subprocess.run([UPCALL, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+        return cli({**self.environment, "UPCALL_SERVER__PORT": str(self.server.port)}, *arguments)
+
+
+def cli(environment: Mapping[str, str], *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    """An `upcall` command, run as a person would."""
+    return subprocess.run(
+        [UPCALL, *arguments], env=environment, input=stdin, capture_output=True, text=True, timeout=60
+    )
 
 
 @contextmanager
-def running_daemon(home: Path, models: Path | None, settings: Mapping[str, str]) -> Iterator[Daemon]:
+def running_daemon(
+    home: Path, models: Path | None, settings: Mapping[str, str], credentials: Path | None = None
+) -> Iterator[Daemon]:
+    """`credentials` is a folder of API keys, as systemd hands them to a service."""
     environment = user_environment(home, models) | {f"UPCALL_{name}": value for name, value in settings.items()}
+    if credentials:
+        environment["CREDENTIALS_DIRECTORY"] = str(credentials)
     log = home / "log"
     with log.open("wb") as stderr:
         process = subprocess.Popen([UPCALL, "serve", "--port", "0"], env=environment, stderr=stderr)
@@ -68,6 +81,10 @@ def user_environment(home: Path, models: Path | None = None) -> dict[str, str]:
         if not link.is_symlink():
             link.symlink_to(models)
     return {**kept, **folders, "HOME": str(home)}
+
+
+def client(daemon: Daemon) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = START_SECONDS) -> None:

@@ -1,0 +1,155 @@
+"""Prompts that go up: to emulators of the providers' own APIs, and back to this machine where the cloud fails."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.daemon.conftest import Escalating
+from tests.daemon.harness import Daemon, client, wait_until
+from tests.emulators.servers import KEY, Emulator
+
+HELLO: Any = [{"role": "user", "content": "hello"}]
+STORY: Any = [{"role": "user", "content": "Tell a very long story about a ship."}]
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_a_hard_prompt_is_answered_by_the_provider(escalating: Escalating, aimock: Emulator, provider: str) -> None:
+    daemon = escalating(aimock.base_url(provider), provider)
+    answer = client(daemon).chat.completions.with_raw_response.create(model="router-mf-0", messages=HELLO)
+    completion = answer.parse()
+
+    assert completion.choices[0].message.content == "Hello from the emulator."
+    assert completion.model == ("claude-3-opus" if provider == "anthropic" else "gpt-4")
+    assert answer.headers["x-upcall-route"] == "cloud"
+    assert answer.headers["x-upcall-reason"] == "above_threshold"
+    assert "x-upcall-degraded" not in answer.headers
+
+
+def test_an_easy_prompt_stays_and_starts_no_cloud_process(escalating: Escalating, aimock: Emulator) -> None:
+    daemon = escalating(aimock.base_url("openai"))
+    answer = client(daemon).chat.completions.create(model="router-mf-1", messages=HELLO, max_tokens=4)
+
+    assert answer.model == "smollm2-135m"
+    assert daemon.children("cloud") == []
+
+
+def test_a_cloud_answer_streams(escalating: Escalating, aimock: Emulator) -> None:
+    daemon = escalating(aimock.base_url("openai"))
+    stream = client(daemon).chat.completions.create(
+        model="cloud", messages=[{"role": "user", "content": "count slowly"}], stream=True
+    )
+    chunks = [chunk for chunk in stream if chunk.choices]
+
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "one two three four five six seven eight"
+    )
+    assert len(chunks) > 3
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_tools_go_to_the_model_that_can_call_them(escalating: Escalating, aimock: Emulator) -> None:
+    daemon = escalating(aimock.base_url("openai"), ROUTING__THRESHOLD="1")
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    answer = client(daemon).chat.completions.with_raw_response.create(
+        model="auto",
+        messages=[{"role": "user", "content": "the weather in two cities"}],
+        tools=[{"type": "function", "function": {"name": "get_weather", "parameters": parameters}}],
+        parallel_tool_calls=True,
+    )
+    calls = answer.parse().choices[0].message.tool_calls
+
+    assert calls
+    assert [call.function.arguments for call in calls] == ['{"city":"Oslo"}', '{"city":"Bergen"}']
+    assert answer.parse().choices[0].finish_reason == "tool_calls"
+    assert answer.headers["x-upcall-reason"] in ("tools", "above_threshold")
+
+
+def test_a_cloud_that_is_down_is_answered_for_by_the_local_model(escalating: Escalating) -> None:
+    daemon = escalating("http://127.0.0.1:9/v1")
+    answer = client(daemon).chat.completions.with_raw_response.create(model="cloud", messages=HELLO, max_tokens=4)
+
+    assert answer.parse().model == "smollm2-135m"
+    assert answer.headers["x-upcall-reason"] == "cloud_failed"
+    assert answer.headers["x-upcall-degraded"] == "true"
+
+
+def test_a_refused_key_is_answered_for_by_the_local_model(
+    escalating: Escalating, aimock: Emulator, tmp_path: Path
+) -> None:
+    daemon = escalating(aimock.base_url("openai"))
+    (tmp_path / "credentials" / "openai").write_text("sk-wrong")
+    answer = client(daemon).chat.completions.with_raw_response.create(model="cloud", messages=HELLO, max_tokens=4)
+
+    assert answer.headers["x-upcall-reason"] == "cloud_failed"
+
+
+def test_a_key_that_is_stored_later_is_found_without_a_restart(
+    escalating: Escalating, aimock: Emulator, tmp_path: Path
+) -> None:
+    daemon = escalating(aimock.base_url("openai"))
+    stored = tmp_path / "credentials" / "openai"
+    stored.rename(stored.with_name("elsewhere"))
+    daemon.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: _reason(daemon) in ("no_key", "cloud_failed"))
+    stored.with_name("elsewhere").rename(stored)
+    wait_until(lambda: _reason(daemon) == "forced_cloud")
+
+
+def _reason(daemon: Daemon) -> str:
+    answer = client(daemon).chat.completions.with_raw_response.create(model="cloud", messages=HELLO, max_tokens=1)
+    return str(answer.headers["x-upcall-reason"])
+
+
+def test_the_key_is_in_no_environment_or_command_line_but_its_file(escalating: Escalating, aimock: Emulator) -> None:
+    daemon = escalating(aimock.base_url("openai"))
+    client(daemon).chat.completions.create(model="cloud", messages=HELLO)
+
+    processes = [*daemon.children("daemon"), *daemon.children("cloud")]
+    assert len(processes) >= 3
+    for process in processes:
+        assert KEY not in " ".join(process.cmdline())
+        assert KEY not in "".join(process.environ().values())
+
+
+def test_the_cloud_process_ends_when_idle_and_comes_back(escalating: Escalating, aimock: Emulator) -> None:
+    daemon = escalating(aimock.base_url("openai"), CLOUD__IDLE_SECONDS="0.5")
+    for _ in range(2):
+        assert client(daemon).chat.completions.create(model="cloud", messages=HELLO).model == "gpt-4"
+        wait_until(lambda: not daemon.children("cloud"))
+
+
+@pytest.mark.parametrize("after", ["error", "cloud"])
+def test_killing_the_local_worker_costs_one_answer(escalating: Escalating, aimock: Emulator, after: str) -> None:
+    daemon = escalating(aimock.base_url("openai"), ROUTING__ON_LOCAL_FAILURE=after)
+    stream = client(daemon).chat.completions.create(model="local", messages=STORY, max_tokens=2000, stream=True)
+    received = iter(stream)
+    while not next(received).choices[0].delta.content:
+        pass
+    for process in daemon.children("local"):
+        process.kill()
+
+    with pytest.raises(openai.APIError, match="stopped while answering"):
+        for _ in received:
+            pass
+    assert client(daemon).chat.completions.create(model="local", messages=HELLO, max_tokens=2).model == "smollm2-135m"
+
+
+def test_a_local_worker_that_keeps_dying_is_an_error_or_an_escalation_by_policy(
+    escalating: Escalating, aimock: Emulator, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(64))
+    daemon = escalating(aimock.base_url("openai"), LOCAL__MODEL=str(broken), ready=False)
+
+    with pytest.raises(openai.InternalServerError):
+        client(daemon).chat.completions.create(model="router-mf-1", messages=HELLO, max_tokens=2)
+    assert daemon.call("GET", "/healthz")["status"] == "degraded"
+
+    settings = {"LOCAL__MODEL": str(broken), "ROUTING__ON_LOCAL_FAILURE": "cloud"}
+    allowed = escalating(aimock.base_url("openai"), ready=False, **settings)
+    answer = client(allowed).chat.completions.with_raw_response.create(model="router-mf-1", messages=HELLO)
+    assert answer.headers["x-upcall-reason"] == "local_failed"
+    assert answer.parse().choices[0].message.content == "Hello from the emulator."

@@ -106,6 +106,8 @@ class Upstream:
     calls: list[Call] = field(default_factory=list)
     script: Script = answer
     url: str = ""
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once a request has come."""
 
     def base_url(self, provider: str) -> str:
         return self.url if provider == "anthropic" else f"{self.url}/v1"
@@ -114,6 +116,7 @@ class Upstream:
         headers = {name.lower(): value for name, value in request.headers.items()}
         call = Call(request.path, headers, await request.read(), id(request.transport), request)
         self.calls.append(call)
+        self.asked.set()
         try:
             await self.script(call)
         except (asyncio.CancelledError, ConnectionError):

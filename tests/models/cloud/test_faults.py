@@ -1,0 +1,513 @@
+"""What becomes of a provider that misbehaves: an emulator that breaks on demand and grades its client, and worse."""
+
+import asyncio
+import ssl
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from models.interface import FailureCode, Finish, TextDelta
+from tests.emulators.servers import Emulator
+from tests.emulators.upstream import Call, Upstream, answer, serving
+from tests.models.cloud.asking import ask, events, failure, text
+from tests.models.cloud.conftest import Cloud
+
+SECRET = "sk-live-do-not-print"
+PROMPT = "the launch codes are 0000 and nobody may know"
+
+
+def shown_nothing(message: str) -> bool:
+    return SECRET not in message and "launch codes" not in message and "\n" not in message
+
+
+async def error(call: Call, status: int, kind: str = "some_error", message: str = "Said the provider.", **headers: str):
+    body = {"message": message, "type": kind, "code": kind, "param": None}
+    await call.refuse(status, {"type": "error", "error": body}, **headers)
+
+
+# --- graded by llmock ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [429, 500, 503, 529])
+async def test_a_passing_fault_is_retried_and_the_grader_finds_nothing(
+    cloud: Cloud, provider: str, llmock: Emulator, status: int
+) -> None:
+    fault = {"type": "fail", "status": status, "times": 1}
+    llmock.fail({**fault, "retry_after": 1} if status == 429 else fault)
+    got = await events(cloud(provider, llmock.base_url(provider), max_retries=2), ask("hello"))
+    assert Finish("stop") in got
+    verdict = llmock.verdict()
+    assert (verdict["attempts"], verdict["findings"]) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (429, FailureCode.RATE_LIMITED),
+        (500, FailureCode.UPSTREAM),
+        (502, FailureCode.UPSTREAM),
+        (529, FailureCode.UPSTREAM),
+    ],
+)
+async def test_a_lasting_fault_is_given_up_after_the_configured_retries(
+    cloud: Cloud, provider: str, llmock: Emulator, status: int, code: FailureCode
+) -> None:
+    llmock.fail({"type": "fail", "status": status, "times": 9})
+    ended = failure(await events(cloud(provider, llmock.base_url(provider), max_retries=2), ask("hello")))
+    assert ended.code is code
+    verdict = llmock.verdict()
+    assert (verdict["attempts"], verdict["findings"]) == (3, [])
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (400, FailureCode.BAD_REQUEST),
+        (401, FailureCode.AUTHENTICATION),
+        (403, FailureCode.AUTHENTICATION),
+        (404, FailureCode.UNAVAILABLE),
+        (422, FailureCode.BAD_REQUEST),
+    ],
+)
+async def test_what_trying_again_cannot_mend_is_asked_once(
+    cloud: Cloud, provider: str, llmock: Emulator, status: int, code: FailureCode
+) -> None:
+    llmock.fail({"type": "fail", "status": status, "times": 9})
+    ended = failure(await events(cloud(provider, llmock.base_url(provider), max_retries=2), ask("hello")))
+    assert ended.code is code
+    assert str(status) in ended.message
+    verdict = llmock.verdict()
+    assert (verdict["attempts"], verdict["findings"]) == (1, [])
+
+
+async def test_a_long_retry_after_is_handed_on_at_once_and_kept_for_the_next_request(
+    cloud: Cloud, provider: str, llmock: Emulator
+) -> None:
+    llmock.fail({"type": "fail", "status": 429, "retry_after": 600, "times": 9})
+    model = cloud(provider, llmock.base_url(provider), max_retries=2)
+    first = failure(await events(model, ask("hello")))
+    assert (first.code, first.retry_after) == (FailureCode.RATE_LIMITED, 600)
+    second = failure(await events(model, ask("hello again")))
+    assert second.code is FailureCode.RATE_LIMITED
+    assert 590 < (second.retry_after or 0) <= 600
+    assert llmock.verdict()["attempts"] == 1
+
+
+@pytest.mark.parametrize("kind", ["truncate", "disconnect", "malformed"])
+async def test_a_broken_stream_is_a_failure_after_its_text_and_never_an_answer(
+    cloud: Cloud, provider: str, llmock: Emulator, kind: str
+) -> None:
+    model = cloud(provider, llmock.base_url(provider), max_retries=2)
+    llmock.fail({"type": "stream_fault", "kind": kind, "after_chunks": 6})
+    broken = await events(model, ask("hello"))
+    assert text(broken)
+    assert failure(broken).code is FailureCode.UPSTREAM
+    assert not any(isinstance(event, Finish) for event in broken)
+    # A second try would have repeated the text, so there was none; the caller, who knows what it showed, may ask again.
+    assert llmock.verdict()["attempts"] == 1
+    assert Finish("stop") in await events(model, ask("hello"))
+    assert llmock.verdict()["findings"] == []
+
+
+async def test_a_stream_that_stalls_is_given_up_in_time(cloud: Cloud, provider: str, llmock: Emulator) -> None:
+    llmock.fail({"type": "stream_fault", "kind": "stall", "after_chunks": 6, "stall_seconds": 30})
+    model = cloud(provider, llmock.base_url(provider), chunk_timeout=0.5)
+    stalled = await asyncio.wait_for(events(model, ask("hello")), 20)
+    assert text(stalled)
+    assert failure(stalled).code is FailureCode.TIMEOUT
+    assert "within 0.5 s" in failure(stalled).message
+
+
+async def test_a_slow_first_token_within_its_time_is_waited_for_once(
+    cloud: Cloud, provider: str, llmock: Emulator
+) -> None:
+    llmock.fail({"type": "slow_first_token", "seconds": 1.0})
+    model = cloud(provider, llmock.base_url(provider), max_retries=2, first_byte_timeout=30, chunk_timeout=20)
+    assert Finish("stop") in await events(model, ask("hello"))
+    assert llmock.verdict()["attempts"] == 1
+
+
+# --- what the emulators cannot do ---------------------------------------------------------------------------------
+
+
+async def hang(call: Call) -> None:
+    await asyncio.sleep(60)
+
+
+async def test_a_provider_that_never_answers_costs_its_time_once(
+    cloud: Cloud, provider: str, upstream: Upstream
+) -> None:
+    upstream.script = hang
+    model = cloud(provider, upstream.base_url(provider), max_retries=2, first_byte_timeout=0.3)
+    ended = failure(await asyncio.wait_for(events(model, ask("hello")), 20))
+    assert ended.code is FailureCode.TIMEOUT
+    assert "begin to answer within 0.3 s" in ended.message
+    # It may be at work, and billing: asking twice could pay twice.
+    assert len(upstream.calls) == 1
+    await asyncio.wait_for(upstream.calls[0].left.wait(), 5)
+
+
+async def test_headers_without_a_body_are_no_beginning(cloud: Cloud, provider: str, upstream: Upstream) -> None:
+    async def headers_only(call: Call) -> None:
+        await call.start()
+        await asyncio.sleep(60)
+
+    upstream.script = headers_only
+    model = cloud(provider, upstream.base_url(provider), first_byte_timeout=0.3)
+    assert failure(await asyncio.wait_for(events(model, ask("hello")), 20)).code is FailureCode.TIMEOUT
+
+
+async def test_the_total_deadline_cuts_an_answer_that_never_ends(
+    cloud: Cloud, provider: str, upstream: Upstream
+) -> None:
+    async def drip(call: Call) -> None:
+        await call.send(*call.begin)
+        while True:
+            await call.send(call.text("x"))
+            await asyncio.sleep(0.05)
+
+    upstream.script = drip
+    model = cloud(provider, upstream.base_url(provider), total_timeout=0.6)
+    got = await asyncio.wait_for(events(model, ask("hello")), 20)
+    assert text(got)
+    assert failure(got).code is FailureCode.TIMEOUT
+    assert "0.6 s in all" in failure(got).message
+
+
+async def test_retries_end_with_the_total_deadline(cloud: Cloud, provider: str, upstream: Upstream) -> None:
+    upstream.script = lambda call: error(call, 500)
+    model = cloud(provider, upstream.base_url(provider), max_retries=50, total_timeout=1.0)
+    began = time.monotonic()
+    failure(await asyncio.wait_for(events(model, ask("hello")), 20))
+    assert 1 < len(upstream.calls) < 10
+    assert time.monotonic() - began < 10
+
+
+async def test_a_provider_that_closes_without_a_word_is_asked_again(
+    cloud: Cloud, provider: str, upstream: Upstream
+) -> None:
+    async def once(call: Call) -> None:
+        if len(upstream.calls) == 1:
+            call.cut()
+            raise ConnectionError
+        await answer(call)
+
+    upstream.script = once
+    got = await events(cloud(provider, upstream.base_url(provider), max_retries=1), ask("hello"))
+    assert text(got) == "Hello"
+    assert len(upstream.calls) == 2
+
+
+async def test_a_cut_after_the_last_choice_ended_takes_nothing_from_the_answer(
+    cloud: Cloud, provider: str, upstream: Upstream
+) -> None:
+    async def cut_late(call: Call) -> None:
+        end = 1 if provider == "openai" else 2
+        await call.send(*call.begin, call.text("Hello"), *call.end[:end])
+        await asyncio.sleep(0.1)
+        call.cut()
+
+    upstream.script = cut_late
+    got = await events(cloud(provider, upstream.base_url(provider)), ask("hello"))
+    assert text(got) == "Hello"
+    assert got[-1] == Finish("stop")
+
+
+async def test_one_byte_at_a_time_is_read_like_any_other_stream(
+    cloud: Cloud, provider: str, upstream: Upstream
+) -> None:
+    async def bytewise(call: Call) -> None:
+        pieces: list[bytes] = []
+        write = call.write
+
+        async def keep(data: bytes) -> None:
+            pieces.append(data)
+
+        call.write = keep  # type: ignore[method-assign]
+        await call.send(*call.begin, call.text("Olá 👋"), *call.end)
+        for byte in b"".join(pieces):
+            await write(bytes([byte]))
+
+    upstream.script = bytewise
+    assert text(await events(cloud(provider, upstream.base_url(provider)), ask("hello"))) == "Olá 👋"
+
+
+async def test_a_line_of_50_mb_is_read_or_refused_but_never_hangs(cloud: Cloud, upstream: Upstream) -> None:
+    async def wide(call: Call) -> None:
+        await call.send(*call.begin, call.text("x" * 50_000_000), *call.end)
+
+    upstream.script = wide
+    got = await asyncio.wait_for(events(cloud("openai", upstream.base_url("openai")), ask("hello")), 60)
+    assert len(text(got)) == 50_000_000
+
+
+@pytest.mark.parametrize(
+    "body", [b"data: {not json}\n\n", b"data: [1, 2]\n\n", b"data: {}\n\n", b"\xff\xfe\n\n", b"<html>hello</html>"]
+)
+async def test_what_is_no_chat_stream_is_the_providers_failure(
+    cloud: Cloud, provider: str, upstream: Upstream, body: bytes
+) -> None:
+    async def script(call: Call) -> None:
+        await call.write(body)
+
+    upstream.script = script
+    assert (
+        failure(await events(cloud(provider, upstream.base_url(provider)), ask("hello"))).code is FailureCode.UPSTREAM
+    )
+
+
+async def test_an_error_inside_the_stream_is_told_like_one_before_it(
+    cloud: Cloud, provider: str, upstream: Upstream
+) -> None:
+    async def script(call: Call) -> None:
+        await call.send(*call.begin, call.text("Hel"))
+        await call.send({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}})
+
+    upstream.script = script
+    got = await events(cloud(provider, upstream.base_url(provider), max_retries=2), ask("hello"))
+    assert text(got) == "Hel"
+    assert failure(got).code is FailureCode.UPSTREAM
+    assert len(upstream.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "message", "code"),
+    [
+        (400, "context_length_exceeded", "Too long.", FailureCode.CONTEXT_LENGTH),
+        (
+            400,
+            "invalid_request_error",
+            "prompt is too long: 210000 tokens > 200000 maximum",
+            FailureCode.CONTEXT_LENGTH,
+        ),
+        (400, "invalid_request_error", "temperature: must be at most 2", FailureCode.BAD_REQUEST),
+        (413, "request_too_large", "Too many bytes.", FailureCode.BAD_REQUEST),
+        (429, "insufficient_quota", "You exceeded your current quota.", FailureCode.RATE_LIMITED),
+        (400, "invalid_request_error", "Your credit balance is too low.", FailureCode.RATE_LIMITED),
+        (402, "billing_error", "Pay first.", FailureCode.RATE_LIMITED),
+        (408, "timeout", "Too slow.", FailureCode.TIMEOUT),
+        (307, "moved", "Elsewhere.", FailureCode.UNAVAILABLE),
+    ],
+)
+async def test_each_refusal_has_its_own_code(
+    cloud: Cloud, provider: str, upstream: Upstream, status: int, kind: str, message: str, code: FailureCode
+) -> None:
+    upstream.script = lambda call: error(call, status, kind, message)
+    assert failure(await events(cloud(provider, upstream.base_url(provider)), ask("hello"))).code is code
+
+
+async def test_an_account_without_credit_is_not_asked_again_at_once(
+    cloud: Cloud, provider: str, upstream: Upstream
+) -> None:
+    upstream.script = lambda call: error(call, 429, "insufficient_quota", "You exceeded your current quota.")
+    ended = failure(await events(cloud(provider, upstream.base_url(provider), max_retries=2), ask("hello")))
+    assert "no credit" in ended.message
+    assert len(upstream.calls) == 1
+
+
+async def test_a_providers_reason_reaches_the_person_who_can_act_on_it(
+    cloud: Cloud, provider: str, upstream: Upstream
+) -> None:
+    upstream.script = lambda call: error(call, 400, "invalid_request_error", "temperature: must be\nat most 2")
+    ended = failure(await events(cloud(provider, upstream.base_url(provider)), ask("hello")))
+    assert ended.message.endswith("temperature: must be at most 2")
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422, 429, 500])
+async def test_no_failure_quotes_the_prompt_or_the_key_even_where_the_provider_does(
+    cloud: Cloud, provider: str, upstream: Upstream, status: int
+) -> None:
+    upstream.script = lambda call: error(call, status, message=f"Cannot take {PROMPT[4:30]!r} with key {SECRET}")
+    ended = failure(await events(cloud(provider, upstream.base_url(provider), key=SECRET), ask(PROMPT)))
+    assert shown_nothing(ended.message)
+
+
+async def test_a_redirect_is_not_followed_with_the_key(cloud: Cloud, provider: str, upstream: Upstream) -> None:
+    async def moved(call: Call) -> None:
+        await error(call, 307, Location=f"{upstream.url}/elsewhere")
+
+    upstream.script = moved
+    failure(await events(cloud(provider, upstream.base_url(provider)), ask("hello")))
+    assert len(upstream.calls) == 1
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+async def test_retry_after_is_understood_in_seconds_and_as_a_date(
+    cloud: Cloud, provider: str, upstream: Upstream, form: str
+) -> None:
+    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 90))
+    upstream.script = lambda call: error(call, 429, **{"Retry-After": "90" if form == "seconds" else date})
+    ended = failure(await events(cloud(provider, upstream.base_url(provider)), ask("hello")))
+    assert 80 < (ended.retry_after or 0) <= 90
+
+
+async def test_a_refused_connection_is_retried_and_then_said(cloud: Cloud, provider: str, upstream: Upstream) -> None:
+    model = cloud(provider, "http://127.0.0.1:9", key=SECRET, max_retries=1)
+    ended = failure(await events(model, ask(PROMPT)))
+    assert ended.code is FailureCode.UNAVAILABLE
+    assert "cannot be reached" in ended.message
+    assert shown_nothing(ended.message)
+
+
+async def test_a_provider_that_keeps_failing_is_left_alone_and_found_again(
+    cloud: Cloud, provider: str, upstream: Upstream
+) -> None:
+    upstream.script = lambda call: error(call, 500)
+    model = cloud(provider, upstream.base_url(provider))
+    model._breaker._first_rest = model._breaker._rest = 0.4
+    for _ in range(7):
+        assert failure(await events(model, ask("hello"))).code in (FailureCode.UPSTREAM, FailureCode.UNAVAILABLE)
+    assert len(upstream.calls) == 5
+    status = await model.status()
+    assert status.state == "failed"
+    assert "5 times in a row" in status.detail
+    upstream.script = answer
+    await asyncio.sleep(0.5)
+    assert text(await events(model, ask("hello"))) == "Hello"
+    assert (await model.status()).state == "ready"
+
+
+# --- the client leaves --------------------------------------------------------------------------------------------
+
+
+async def test_closing_the_answer_closes_the_providers_connection(
+    cloud: Cloud, provider: str, upstream: Upstream
+) -> None:
+    async def endless(call: Call) -> None:
+        await call.send(*call.begin)
+        while True:
+            await call.send(call.text("x"))
+            await asyncio.sleep(0.01)
+
+    upstream.script = endless
+    model = cloud(provider, upstream.base_url(provider))
+    async with aclosing(model.chat(ask("hello"))) as got:
+        async for event in got:
+            if isinstance(event, TextDelta):
+                break
+    await asyncio.wait_for(upstream.calls[0].left.wait(), 5)
+    upstream.script = answer
+    assert text(await events(model, ask("hello"))) == "Hello"
+
+
+async def test_cancelling_before_the_first_byte_closes_the_providers_connection(
+    cloud: Cloud, provider: str, upstream: Upstream
+) -> None:
+    upstream.script = hang
+    model = cloud(provider, upstream.base_url(provider))
+    asking = asyncio.create_task(events(model, ask("hello")))
+    await upstream.asked.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await asyncio.wait_for(upstream.calls[0].left.wait(), 5)
+
+
+async def test_cancelling_during_a_retry_pause_asks_no_more(cloud: Cloud, provider: str, upstream: Upstream) -> None:
+    upstream.script = lambda call: error(call, 429, **{"Retry-After": "2"})
+    model = cloud(provider, upstream.base_url(provider), max_retries=5)
+    asking = asyncio.create_task(events(model, ask("hello")))
+    await upstream.asked.wait()
+    await asyncio.sleep(0.1)
+    asking.cancel()
+    await asyncio.sleep(2.5)
+    assert len(upstream.calls) == 1
+
+
+async def test_closing_the_model_ends_what_runs_with_a_failure(cloud: Cloud, provider: str, upstream: Upstream) -> None:
+    async def begin_only(call: Call) -> None:
+        await call.send(*call.begin, call.text("x"))
+        await asyncio.sleep(60)
+
+    upstream.script = begin_only
+    model = cloud(provider, upstream.base_url(provider))
+    asking = asyncio.create_task(events(model, ask("hello")))
+    await upstream.asked.wait()
+    await asyncio.sleep(0.2)
+    await model.close()
+    assert failure(await asyncio.wait_for(asking, 5)).code in (FailureCode.UPSTREAM, FailureCode.UNAVAILABLE)
+
+
+# --- TLS and proxies ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """`certificate(name)` makes a self-signed one for that host: the file to serve with, and the file to trust."""
+
+    def make(name: str) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp("tls")
+        key, cert = folder / "key.pem", folder / "cert.pem"
+        kind = "IP" if name[0].isdigit() else "DNS"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2",
+             "-subj", f"/CN={name}", "-addext", f"subjectAltName={kind}:{name}"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        both = folder / "both.pem"
+        both.write_bytes(key.read_bytes() + cert.read_bytes())
+        return both, cert
+
+    return make
+
+
+async def over_tls(both: Path, ask_it: Callable[[Upstream], Awaitable[None]]) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(both)
+    servers: AsyncIterator[Upstream] = serving(context)
+    async for server in servers:
+        await ask_it(server)
+
+
+async def test_a_certificate_authority_from_the_configuration_is_trusted(
+    cloud: Cloud, provider: str, certificate: Callable[[str], tuple[Path, Path]]
+) -> None:
+    both, trusted = certificate("127.0.0.1")
+
+    async def ask_it(server: Upstream) -> None:
+        model = cloud(provider, server.base_url(provider), ca_bundle=str(trusted))
+        assert text(await events(model, ask("hello"))) == "Hello"
+
+    await over_tls(both, ask_it)
+
+
+@pytest.mark.parametrize("wrong", ["unknown authority", "other host"])
+async def test_a_wrong_certificate_is_refused_without_a_retry_before_anything_is_sent(
+    cloud: Cloud, provider: str, certificate: Callable[[str], tuple[Path, Path]], wrong: str
+) -> None:
+    both, trusted = certificate("127.0.0.1" if wrong == "unknown authority" else "api.openai.com")
+
+    async def ask_it(server: Upstream) -> None:
+        bundle = None if wrong == "unknown authority" else str(trusted)
+        model = cloud(provider, server.base_url(provider), key=SECRET, max_retries=3, ca_bundle=bundle)
+        began = time.monotonic()
+        ended = failure(await events(model, ask(PROMPT)))
+        assert ended.code is FailureCode.UNAVAILABLE
+        assert "No trusted connection" in ended.message
+        assert shown_nothing(ended.message)
+        assert server.calls == []
+        assert time.monotonic() - began < 5
+
+    await over_tls(both, ask_it)
+
+
+async def test_plain_http_where_tls_is_spoken_is_said(cloud: Cloud, provider: str, upstream: Upstream) -> None:
+    model = cloud(provider, upstream.base_url(provider).replace("http:", "https:"))
+    ended = failure(await events(model, ask("hello")))
+    assert ended.code is FailureCode.UNAVAILABLE
+    assert "No trusted connection" in ended.message
+
+
+async def test_a_missing_ca_bundle_is_said_by_name(cloud: Cloud, provider: str, upstream: Upstream) -> None:
+    ended = failure(await events(cloud(provider, upstream.base_url(provider), ca_bundle="/nowhere.pem"), ask("hello")))
+    assert "/nowhere.pem" in ended.message
+
+
+async def test_a_proxy_from_the_configuration_is_used(cloud: Cloud, provider: str, upstream: Upstream) -> None:
+    model = cloud(provider, "http://provider.invalid/v1", proxy=upstream.url)
+    assert text(await events(model, ask("hello"))) == "Hello"
+    assert upstream.calls[0].headers["host"] == "provider.invalid"

@@ -140,6 +140,10 @@ def _anthropic_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str,
             system += _parts(message["content"])
             continue
         message = dict(message)
+        for part in _parts(message.get("content")):
+            data = (part.get("image_url") or {}).get("url") or (part.get("file") or {}).get("file_data") or ""
+            if data.startswith("data:") and ";base64," not in data:
+                raise ValueError("A data URL in the messages is not in base64.")
         if message.get("tool_calls"):
             message["content"] = "".join(part.get("text", "") for part in _parts(message.get("content")))
             message["tool_calls"] = [_with_arguments(call) for call in message["tool_calls"]]

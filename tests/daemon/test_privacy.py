@@ -44,7 +44,7 @@ def test_privacy_cuts_an_escalation_under_way_and_tells_its_client(
 ) -> None:
     daemon = escalating(aimock.base_url("openai"))
     stream = client(daemon).chat.completions.create(
-        model="cloud", messages=[{"role": "user", "content": "count slowly"}], stream=True
+        model="cloud", messages=[{"role": "user", "content": "count for long"}], stream=True
     )
     received = iter(stream)
     while not next(received).choices[0].delta.content:

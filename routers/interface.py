@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 
 class RouterError(Exception):
-    """An artifact or encoder is missing, damaged or does not fit; the message is one line for people and says what to do."""
+    """An artifact or encoder is missing, damaged or does not fit; the message says in one line what to do."""
 
 
 class Router(Protocol):
     """Scores prompts by how likely the strong model's answer is to be preferred over the weak model's.
 
-    Implementations load in their constructor, hold no state between calls, open no socket and may be called from any one
-    thread at a time.
+    Implementations load in their constructor, hold no state between calls, open no socket and may be called from any
+    one thread at a time.
     """
 
     name: str

@@ -1,0 +1,39 @@
+"""The benchmarks that judge routers, as RouteLLM cut them: what the router sees, how good both models' answers were."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """Prompts and the quality of the strong and the weak model's answers to each."""
+
+    name: str
+    prompts: list[str]
+    strong: NDArray[np.float64]
+    weak: NDArray[np.float64]
+
+
+def _read(name: str, file: str, prompt: str, strong: str, weak: str) -> Callable[[Path], Benchmark]:
+    def load(data: Path) -> Benchmark:
+        rows = [row for row in pq.read_table(data / f"{file}.parquet").to_pylist() if not row["contaminated"]]
+        rows = [row for row in rows if row[strong] is not None and row[weak] is not None]
+        quality = np.array([[row[strong], row[weak]] for row in rows], dtype=np.float64)
+        return Benchmark(name, [row[prompt] for row in rows], quality[:, 0], quality[:, 1])
+
+    return load
+
+
+OPUS, LLAMA = "claude-3-opus-20240229", "Meta-Llama-3-8B-Instruct"
+BENCHMARKS = {
+    "mmlu": _read("mmlu", "routellm_mmlu", "prompt", "strong_correct", "weak_correct"),
+    "gsm8k": _read("gsm8k", "routellm_gsm8k", "prompt", "strong_correct", "weak_correct"),
+    "mt-bench": _read("mt-bench", "routellm_mt_bench", "turn1", "strong_mean", "weak_mean"),
+    "mt-bench-opus-llama3": _read("mt-bench-opus-llama3", "mt_bench_pairs_wide", "turn1", OPUS, LLAMA),
+}
+"""By name, as a function of the data folder. GPT-4-1106 against Mixtral 8x7B, then Claude 3 Opus against Llama 3 8B."""

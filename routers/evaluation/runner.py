@@ -1,0 +1,133 @@
+"""Scores every router on every benchmark, beside random choice, prompt length alone and the oracle."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from routers.evaluation.benchmarks import BENCHMARKS, Benchmark
+from routers.evaluation.metrics import LEVELS, Curve, curve, interval
+from routers.interface import Router
+from routers.registry import load
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One router on one benchmark; shares and APGR as fractions, intervals 95 % bootstrap over prompts."""
+
+    benchmark: str
+    router: str
+    version: str
+    n: int
+    apgr: float
+    apgr_interval: tuple[float, float]
+    cpt: Mapping[str, float]
+    """By level: "20", "50", "80"."""
+    cpt_interval: Mapping[str, tuple[float, float]]
+    share: Sequence[float]
+    quality: Sequence[float]
+    """The curve behind the numbers: quality at each share of strong calls."""
+    weak: float
+    strong: float
+
+
+def run(
+    routers: Sequence[str],
+    benchmarks: Sequence[str],
+    data: Path,
+    encoder: Path,
+    *,
+    draws: int = 1000,
+    cache: Path | None = None,
+    progress: bool = True,
+) -> list[Result]:
+    """Evaluate `routers` and the baselines on `benchmarks`; scores are kept in the folder `cache`, if there is one.
+
+    Raises:
+        RouterError: a router cannot be loaded.
+        KeyError: there is no such benchmark.
+    """
+    loaded = [load(name, encoder) for name in routers if name != "random"]
+    results = []
+    for name in benchmarks:
+        benchmark = BENCHMARKS[name](data)
+        for router in loaded:
+            scores = _scores(router, benchmark, cache, progress)
+            results.append(_result(benchmark, router.name, router.version, scores, draws))
+        results += [_result(benchmark, key, "", make(benchmark), draws) for key, make in BASELINES.items()]
+        results.append(_random(benchmark))
+    return results
+
+
+BASELINES: Mapping[str, Callable[[Benchmark], Scores]] = {
+    "length": lambda benchmark: np.array([len(prompt) for prompt in benchmark.prompts], dtype=np.float64),
+    "oracle": lambda benchmark: benchmark.strong - benchmark.weak,
+}
+
+
+def save(results: Iterable[Result], path: Path) -> None:
+    """Write as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+
+
+def _scores(router: Router, benchmark: Benchmark, cache: Path | None, progress: bool) -> Scores:
+    file = cache / f"{router.name}-{router.version}-{benchmark.name}.npy" if cache else None
+    if file is not None and file.exists():
+        stored: Scores = np.load(file)
+        if len(stored) == len(benchmark.prompts):
+            return stored
+    shown = track(benchmark.prompts, description=f"{router.name} on {benchmark.name}", disable=not progress)
+    scores = np.array([router.score([prompt])[0] for prompt in shown], dtype=np.float64)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, scores)
+    return scores
+
+
+def _result(benchmark: Benchmark, router: str, version: str, scores: Scores, draws: int) -> Result:
+    whole = curve(scores, benchmark.strong, benchmark.weak)
+    intervals = interval(scores, benchmark.strong, benchmark.weak, draws)
+    return _as_result(benchmark, router, version, whole, intervals)
+
+
+def _random(benchmark: Benchmark, runs: int = 400) -> Result:
+    """Single random routers: their mean, and the interval that one of them falls into."""
+    draws = np.random.default_rng(0).random((runs, len(benchmark.prompts)))
+    curves = [curve(scores, benchmark.strong, benchmark.weak) for scores in draws]
+    mean = Curve(curves[0].share, np.mean([each.quality for each in curves], axis=0), curves[0].weak, curves[0].strong)
+    values = {"apgr": [each.apgr for each in curves]}
+    values |= {f"cpt{level * 100:.0f}": [each.cpt(level) for each in curves] for level in LEVELS}
+    intervals = {key: _percentiles(value) for key, value in values.items()}
+    return _as_result(benchmark, "random", "", mean, intervals)
+
+
+def _percentiles(values: list[float]) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _as_result(
+    benchmark: Benchmark, router: str, version: str, whole: Curve, intervals: Mapping[str, tuple[float, float]]
+) -> Result:
+    levels = [f"{level * 100:.0f}" for level in LEVELS]
+    return Result(
+        benchmark.name,
+        router,
+        version,
+        len(benchmark.prompts),
+        whole.apgr,
+        intervals["apgr"],
+        {name: whole.cpt(level) for name, level in zip(levels, LEVELS, strict=True)},
+        {name: intervals[f"cpt{name}"] for name in levels},
+        whole.share.tolist(),
+        whole.quality.tolist(),
+        whole.weak,
+        whole.strong,
+    )

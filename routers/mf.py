@@ -1,0 +1,32 @@
+"""The matrix factorization router (RouteLLM, arXiv 2406.18665), on this machine: no embedding leaves it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.encoder import DIMENSION, Encoder
+from routers.features import NAMES, features
+from routers.graph import ARTIFACTS, Graph
+
+
+class MatrixFactorizationRouter:
+    """Scores a model on a prompt as v · (P[m] ⊙ W x); the win rate is the logistic of the strong model's lead.
+
+    Raises:
+        RouterError: the artifact is missing, damaged or for another encoder.
+    """
+
+    name = "mf"
+
+    def __init__(self, encoder: Encoder, artifact: Path = ARTIFACTS / "mf" / "mf.onnx") -> None:
+        self._encoder = encoder
+        self._graph = Graph(artifact, {"embedding": DIMENSION, "features": len(NAMES)})
+        self.version = self._graph.version
+
+    def score(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        """P(strong preferred) of each prompt; see `Router.score`."""
+        if not prompts:
+            return np.zeros(0, dtype=np.float32)
+        return self._graph.run(embedding=self._encoder.embed(prompts), features=features(prompts))

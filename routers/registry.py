@@ -1,0 +1,29 @@
+"""Every router by name."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from routers.encoder import Encoder
+from routers.interface import Router, RouterError
+from routers.mf import MatrixFactorizationRouter
+from routers.random import RandomRouter
+
+ROUTERS: Mapping[str, Callable[[Path], Router]] = {
+    "mf": lambda encoder: MatrixFactorizationRouter(Encoder(encoder)),
+    "random": lambda encoder: RandomRouter(),
+}
+"""How each router is made from the path of the encoder file, which those that need none ignore."""
+
+
+def load(name: str, encoder_path: Path) -> Router:
+    """The router called `name`, ready to score.
+
+    Raises:
+        RouterError: there is no such router, or what it needs is missing or damaged.
+    """
+    if name not in ROUTERS:
+        near = difflib.get_close_matches(name, ROUTERS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise RouterError(f"There is no router {name!r}: {hint}the routers are {', '.join(sorted(ROUTERS))}.")
+    return ROUTERS[name](encoder_path)

@@ -1,0 +1,1 @@
+"""Training of the routers; needs the `train` extra."""

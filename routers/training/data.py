@@ -1,0 +1,251 @@
+"""The training sources: prompts, and how good each model's answer to each was.
+
+Every source becomes one matrix of outcomes in 0 to 1, NaN where a model did not answer, or human votes between two
+models.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Outcomes of several models on the same prompts; two groups of them stand for a strong and a weak model."""
+
+    name: str
+    prompts: list[str]
+    outcomes: dict[str, NDArray[np.float32]]
+    """Per model, shape `(len(prompts),)`, NaN where it did not answer."""
+    strong: tuple[str, ...]
+    weak: tuple[str, ...]
+    groups: list[str]
+    """A part of the source per prompt, such as a subject or a task: outcomes compare within one better than across."""
+
+    def quality(self, models: tuple[str, ...]) -> NDArray[np.float32]:
+        """Mean outcome of `models` per prompt, NaN where none answered."""
+        stacked = np.stack([self.outcomes[model] for model in models])
+        answered = ~np.isnan(stacked)
+        total = np.where(answered, stacked, 0).sum(axis=0)
+        return np.where(answered.any(axis=0), total / np.maximum(answered.sum(axis=0), 1), np.nan).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """Human votes between two anonymous models."""
+
+    prompts: list[str]
+    first: list[str]
+    second: list[str]
+    outcome: NDArray[np.float32]
+    """1 where the first won, 0 where the second did, a half for a tie."""
+    tiers: dict[str, int]
+    """RouteLLM's tier of each model, 0 the strongest."""
+
+
+def sources(data: Path) -> list[Source]:
+    """Every source whose licence allows shipping what is trained on it, without the benchmarks' prompts."""
+    return [
+        _solutions(data),
+        _wide(data, "mmlu_pro_wide", MMLU_PRO_STRONG, MMLU_PRO_WEAK, "category"),
+        _wide(data, "llmrouter_dc_9models", DC_STRONG, DC_WEAK, None),
+        _wide(data, "lmeval_small_models_wide", LMEVAL_STRONG, LMEVAL_WEAK, "task"),
+        _long(data, "zeroeval_math_crux", "id", "correct", 1.0, ZEROEVAL_STRONG, ZEROEVAL_WEAK, "dataset"),
+        _long(
+            data, "arena_bench_v1_gpt4_scores", "question_id", "score", 10.0, ARENA_BENCH_STRONG, ARENA_BENCH_WEAK, None
+        ),
+        _long(
+            data, "arena_hard_v01_battles", "question_id", "p_model_wins", 1.0, ARENA_HARD_STRONG, ARENA_HARD_WEAK, None
+        ),
+    ]
+
+
+def held_out(data: Path) -> list[Source]:
+    """Sources that only choose between ways of training: what is trained on them could not be shipped."""
+    return [
+        _wide(data, "routerbench_0shot_partial", ("gpt-4-1106-preview",), ROUTERBENCH_WEAK, "eval_name"),
+        _long(
+            data, "code_humaneval_mbpp_plus", "example_id", "pass1", 1.0,
+            CODE_STRONG, ("mixtral-8x7b-instruct",), "dataset",
+        ),
+        _alpaca(data),
+    ]  # fmt: skip
+
+
+def votes(data: Path) -> Votes:
+    """The arena's votes, without prompts of fewer than 16 characters (as RouteLLM) or of the benchmarks."""
+    table = pq.read_table(data / "arena55k_subset.parquet")
+    leaked = _leaked(data, "arena55k_subset")
+    rows = [
+        row for row in table.to_pylist() if row["prompt"] and len(row["prompt"]) >= 16 and row["prompt"] not in leaked
+    ]
+    value = {"model_a": 1.0, "model_b": 0.0, "tie": 0.5}
+    tiers = {row[f"model_{side}"]: row[f"tier_{side}"] for row in rows for side in "ab"}
+    return Votes(
+        [row["prompt"] for row in rows],
+        [row["model_a"] for row in rows],
+        [row["model_b"] for row in rows],
+        np.array([value[row["winner"]] for row in rows], dtype=np.float32),
+        tiers,
+    )
+
+
+def fingerprint(data: Path, names: list[str]) -> str:
+    """Hash of the data files `names`, so that an artifact says what it came from."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        digest.update((data / f"{name}.parquet").read_bytes())
+    return digest.hexdigest()
+
+
+def benchmark_prompts(data: Path) -> set[str]:
+    """Every prompt of the three benchmarks, contaminated rows included."""
+    columns = {"routellm_mmlu": "prompt", "routellm_gsm8k": "prompt", "routellm_mt_bench": "turn1"}
+    return {
+        text
+        for name, column in columns.items()
+        for text in pq.read_table(data / f"{name}.parquet", columns=[column])[column].to_pylist()
+    }
+
+
+def _solutions(data: Path) -> Source:
+    """Golden labels without running a model: the longer the worked solution, the likelier a model errs on the way.
+
+    A model that does each of k steps rightly with probability p solves the problem with p^k. Half of k is the number of
+    calculations that the reference solution marks, half its length in sentences of fifteen words.
+    """
+    rows = [row for row in pq.read_table(data / "gsm8k_questions.parquet").to_pylist() if row["split"] == "train"]
+    leaked = _leaked(data, "gsm8k_questions")
+    rows = [row for row in rows if row["question"] not in leaked]
+    steps = np.array(
+        [max(row["answer"].count("<<"), 1) + len(row["answer"].split("####")[0].split()) / 15 for row in rows]
+    )
+    outcomes = {f"step-{right}": (right ** (steps / 2)).astype(np.float32) for right in (0.97, 0.9)}
+    return Source(
+        "gsm8k_questions",
+        [row["question"] for row in rows],
+        outcomes,
+        ("step-0.97",),
+        ("step-0.9",),
+        ["gsm8k"] * len(rows),
+    )
+
+
+def question(prompt: str) -> str:
+    """What a person would have typed: `prompt` without the solved examples and answer formats of its harness."""
+    shown = _EXAMPLES.split(prompt)[-1]
+    for frame in _FRAMES:
+        shown = frame.sub("", shown)
+    return shown.strip() or prompt
+
+
+_EXAMPLES = re.compile(r"Answer: ?\n?[A-E]\n\n(?:Please answer with the letter of the correct answer\.\n\n)?")
+_FRAMES = (
+    re.compile(r"\A\s*## Question:\s*"),
+    re.compile(r"\s*## Instruction\s.*\Z", re.DOTALL),
+    re.compile(r"\AYou are given a Python function and an assertion.*?\n\n(?=\[PYTHON\])", re.DOTALL),
+    re.compile(r"\s*Print only a single choice .*\Z", re.DOTALL),
+    re.compile(r"\A(?:Question|Q|问题)[:：]\s*"),  # noqa: RUF001
+    re.compile(r"\s*(?:Answer:|\nA:[^\n]*|\n答案[:：].*)\Z"),  # noqa: RUF001
+)
+
+
+def _leaked(data: Path, name: str) -> set[str]:
+    flags = pq.read_table(data / "leakage_flags.parquet", columns=["file", "prompt"]).to_pylist()
+    return {row["prompt"] for row in flags if row["file"] == f"{name}.parquet"} | benchmark_prompts(data)
+
+
+def _wide(data: Path, name: str, strong: tuple[str, ...], weak: tuple[str, ...], group: str | None) -> Source:
+    table = pq.read_table(data / f"{name}.parquet")
+    leaked = _leaked(data, name)
+    prompts = table["prompt"].to_pylist()
+    keep = [row for row, prompt in enumerate(prompts) if prompt and prompt not in leaked]
+    shown = [question(prompts[row]) for row in keep]
+    models = [column for column in table.column_names if _is_outcome(column, str(table.schema.field(column).type))]
+    outcomes = {
+        model: np.array([np.nan if value is None else value for value in table[model].to_pylist()], dtype=np.float32)[
+            keep
+        ]
+        for model in models
+    }
+    groups = table[group].to_pylist() if group else [name] * len(prompts)
+    return Source(name, shown, outcomes, strong, weak, [groups[row] for row in keep])
+
+
+def _is_outcome(column: str, kind: str) -> bool:
+    return kind in ("bool", "float", "double") and not column.endswith("|cost_usd")
+
+
+def _long(
+    data: Path,
+    name: str,
+    key: str,
+    value: str,
+    highest: float,
+    strong: tuple[str, ...],
+    weak: tuple[str, ...],
+    group: str | None,
+    keep: Callable[[dict[str, object]], bool] = lambda row: True,
+) -> Source:
+    leaked = _leaked(data, name)
+    rows = [row for row in pq.read_table(data / f"{name}.parquet").to_pylist() if row["prompt"] and keep(row)]
+    rows = [row for row in rows if row["prompt"] not in leaked and row[value] is not None]
+    index: dict[tuple[object, object], int] = {}
+    prompts: list[str] = []
+    groups: list[str] = []
+    for row in rows:
+        identity = (row[group] if group else None, row[key])
+        if identity not in index:
+            index[identity] = len(prompts)
+            prompts.append(question(row["prompt"]))
+            groups.append(str(row[group]) if group else name)
+    outcomes: dict[str, NDArray[np.float32]] = {}
+    for row in rows:
+        column = outcomes.setdefault(row["model"], np.full(len(prompts), np.nan, dtype=np.float32))
+        column[index[row[group] if group else None, row[key]]] = float(row[value]) / highest
+    return Source(name, prompts, outcomes, strong, weak, groups)
+
+
+def _alpaca(data: Path) -> Source:
+    source = _long(
+        data, "alpaca_eval", "prompt", "p_model_wins", 1.0, (), ("Mixtral-8x7B-Instruct-v0.1",), "dataset",
+        lambda row: row["annotator"] == "alpaca_eval_gpt4_turbo_fn" and row["baseline"] == "gpt4_1106_preview",
+    )  # fmt: skip
+    baseline = 1 - source.outcomes["Mixtral-8x7B-Instruct-v0.1"]
+    return Source(
+        source.name, source.prompts, source.outcomes | {"gpt4_1106_preview": baseline},
+        ("gpt4_1106_preview",), source.weak, source.groups,
+    )  # fmt: skip
+
+
+MMLU_PRO_STRONG = (
+    "api:gpt4o",
+    "gemini-1.5-pro-002",
+    "api:deepseek",
+    "Meta-Llama-3_1-70B-Instruct",
+    "DeepSeek-Coder-V2",
+)
+ROUTERBENCH_WEAK = ("mistralai/mixtral-8x7b-chat",)
+CODE_STRONG = ("claude-3-opus-20240229", "gpt-4-1106-preview", "meta-llama-3-70b-instruct")
+MMLU_PRO_WEAK = ("Mixtral-8x7B-Instruct-v0.1", "Meta-Llama-3_1-8B-Instruct", "Mixtral-8x7B-v0.1", "Meta-Llama-3-8B")
+DC_STRONG = ("llama-3.1-nemotron-51b-instruct", "llama-3.3-nemotron-super-49b-v1")
+DC_WEAK = ("mistral-7b-instruct-v0.3", "llama-3.1-8b-instruct", "qwen2.5-7b-instruct", "gemma-2-9b-it")
+LMEVAL_STRONG = ("llama3.1-8b", "gemma3-4b")
+LMEVAL_WEAK = ("llama3.2-1b", "gemma3-1b")
+ZEROEVAL_STRONG = ("gpt-4-turbo-2024-04-09", "gpt-4o-2024-05-13", "claude-3-opus-20240229", "gpt-4-0314")
+ZEROEVAL_WEAK = (
+    "Mixtral-8x7B-Instruct-v0.1",
+    "Meta-Llama-3-8B-Instruct",
+    "Meta-Llama-3.1-8B-Instruct",
+    "gpt-3.5-turbo-0125",
+)
+ARENA_BENCH_STRONG = ("gpt-4-1106-preview",)
+ARENA_BENCH_WEAK = ("Mixtral-8x7B-Instruct-v0.1", "gpt-3.5-turbo-1106", "openchat_3.5", "Starling-LM-7B-alpha")
+ARENA_HARD_STRONG = ("gpt-4o", "claude-3-opus-20240229", "llama3_1_405b", "gpt-4o-2024-08-06", "mistral_large_2")
+ARENA_HARD_WEAK = ("llama3_1_8b", "mistral_nemo", "gpt-3.5-turbo-0125", "mixtral-8x22b-instruct-v0.1")

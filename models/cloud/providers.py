@@ -83,8 +83,9 @@ def arguments(settings: CloudSettings, request: ChatRequest, provider: AnyLLM) -
         return _anthropic(settings, request, fields)
     options = {**(fields.get("stream_options") or {}), "include_usage": True}
     body = {**fields, "messages": list(request.messages), "stream_options": options}
-    # In extra_body the fields stay as they are: any-llm renames some of those that it knows, and drops others.
-    return {"model": settings.model, "messages": body["messages"], "stream": True, "extra_body": body}
+    # What is in extra_body goes out as it is and goes first: any-llm renames some of the fields that it knows and drops
+    # others, and the SDK walks through every message. They only want to see that there is one.
+    return {"model": settings.model, "messages": [{}], "stream": True, "extra_body": body}
 
 
 def _fields(settings: CloudSettings, request: ChatRequest) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""Scoring: on this machine, of the user's turns alone, and never in the event loop's way."""
+
+import asyncio
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from daemon.config import Routing
+from daemon.scorer import Scorer, UnknownRouterError, user_turns
+from models.store import Store
+from tests.conftest import Require
+
+SCORE_ONE = """
+import asyncio, sys
+from daemon.config import Routing
+from daemon.scorer import Scorer
+from models.store import Store
+
+async def main():
+    scorer = Scorer(Routing(), Store(__import__("pathlib").Path(sys.argv[1])))
+    print((await scorer.look([{"role": "user", "content": "Is there a largest prime?"}])).score)
+
+asyncio.run(main())
+"""
+
+
+def test_routing_opens_no_socket(models_ready: Path, require: Require) -> None:
+    strace = shutil.which("strace")
+    require(strace, "needs strace (make test-deps)")
+    calls = "trace=socket,connect,bind,sendmsg,sendmmsg,io_uring_setup"
+    # The loop's own socketpair is let through: it has no address and leads nowhere.
+    traced = subprocess.run(
+        [str(strace), "-f", "-qq", "-e", calls, sys.executable, "-c", SCORE_ONE, str(models_ready)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert 0 <= float(traced.stdout) <= 1
+    assert traced.stderr == ""
+
+
+@pytest.fixture
+def scorer(models_ready: Path) -> Scorer:
+    return Scorer(Routing(), Store(models_ready))
+
+
+async def test_a_prompt_scores_the_same_every_time_and_whoever_else_asks(scorer: Scorer) -> None:
+    messages = [[{"role": "user", "content": text}] for text in ("What is 2 + 2?", "Prove Fermat's last theorem.")]
+    alone = [(await scorer.look(message)).score for message in messages]
+    together = [look.score for look in await asyncio.gather(*map(scorer.look, messages * 4))]
+
+    assert together == alone * 4
+
+
+async def test_the_loop_runs_on_while_a_prompt_is_scored(scorer: Scorer) -> None:
+    await scorer.load()
+    looking = asyncio.create_task(scorer.look([{"role": "user", "content": "word " * 4000}] * 8))
+    turns = 0
+    while not looking.done():
+        await asyncio.sleep(0)
+        turns += 1
+
+    assert turns > 10
+
+
+async def test_system_and_assistant_messages_are_not_scored(scorer: Scorer) -> None:
+    question = {"role": "user", "content": "Is there a largest prime?"}
+    others = [{"role": "system", "content": "You are a pirate."}, {"role": "assistant", "content": "Arr."}]
+
+    assert (await scorer.look([*others, question])).score == (await scorer.look([question])).score
+
+
+async def test_an_unknown_router_is_named_as_such(scorer: Scorer) -> None:
+    with pytest.raises(UnknownRouterError, match="mf"):
+        await scorer.look([{"role": "user", "content": "x"}], router="oracle")
+
+
+async def test_a_missing_encoder_says_which_command_brings_it_and_is_looked_for_again(
+    tmp_path: Path, models_ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = Scorer(Routing(), Store(tmp_path))
+    assert (await scorer.look([{"role": "user", "content": "x"}])).score is None
+    assert "upcall pull use-multilingual" in scorer.trouble
+
+    link_encoder(models_ready, tmp_path)
+    later = time.monotonic() + 60
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert (await scorer.look([{"role": "user", "content": "x"}])).score is not None
+    assert scorer.trouble == ""
+
+
+def test_text_is_taken_from_strings_and_parts_alike() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}, {"type": "text", "text": "b"}]
+
+    assert user_turns([{"role": "user", "content": "x"}, {"role": "user", "content": parts}]) == ["x", "a\nb"]
+
+
+def link_encoder(source: Path, target: Path) -> None:
+    for file in source.glob("*use-multilingual*"):
+        (target / file.name).symlink_to(file)

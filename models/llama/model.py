@@ -21,15 +21,17 @@ from models.interface import (
     Finish,
     ModelStatus,
     Progress,
+    TextDelta,
     Usage,
 )
 from models.llama.context import Context, LoadError, Model, check_file
 from models.llama.engine import Ended, Engine, EngineEndedError, Outbox, Task
 from models.llama.fit import check_memory
 from models.llama.refused import RefusedError
-from models.llama.request import prepare
+from models.llama.request import offered_tools, prepare
 from models.llama.settings import LlamaSettings
 from models.llama.template import Renderer, choose_template
+from models.llama.tools import ToolCallReader
 
 _log = logging.getLogger(__name__)
 
@@ -65,12 +67,22 @@ class LlamaModel:
             async for event in self._until_loaded(timer.when()):
                 yield event
             engine, tasks = await self._submit(request, outbox)
+            readers = [ToolCallReader(task.choice) for task in tasks] if offered_tools(request) else []
             ended: list[Ended] = []
             while len(ended) < len(tasks):
                 output = await outbox.get()
                 if isinstance(output, Ended):
                     ended.append(output)
-                    yield Finish(output.reason, output.choice)
+                    reason: Literal["stop", "length", "tool_calls"] = output.reason
+                    if readers:
+                        for delta in readers[output.choice].finish():
+                            yield delta
+                        called = readers[output.choice].calls > 0
+                        reason = "tool_calls" if called and reason == "stop" else reason
+                    yield Finish(reason, output.choice)
+                elif isinstance(output, TextDelta) and readers:
+                    for piece in readers[output.choice].push(output):
+                        yield piece
                 else:
                     yield output
                     if isinstance(output, Failure):
@@ -98,7 +110,11 @@ class LlamaModel:
         with self._wake:
             detail = f"{self._fraction:.0%} loaded" if self._state == "loading" else self._detail
             return ModelStatus(
-                name=self._settings.name, state=self._state, context_length=self._context_length, detail=detail
+                name=self._settings.name,
+                state=self._state,
+                context_length=self._context_length,
+                tools=True,
+                detail=detail,
             )
 
     async def close(self) -> None:
@@ -238,7 +254,7 @@ class _Loaded:
 
     def count_tokens(self, request: ChatRequest) -> int:
         with self._in_memory():
-            return len(self.renderer.prompt(request.messages, request.tools))
+            return len(self.renderer.prompt(request.messages, offered_tools(request)))
 
     def free(self) -> None:
         with self._lock:

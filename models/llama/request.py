@@ -1,14 +1,18 @@
 """From a chat request to tasks for the engine: everything a client can get wrong is found here."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from models.interface import ChatRequest, FailureCode
 from models.llama.engine import Outbox, Task
 from models.llama.refused import RefusedError
 from models.llama.sampler import Sampler, Sampling
+from models.llama.schema import Grammar
 from models.llama.settings import LlamaSettings
 from models.llama.template import Renderer
+from models.llama.tools import OPEN, calls_rule, tool_name
 from models.llama.vocabulary import Vocabulary
 
 _MOST_CHOICES = 16
@@ -26,21 +30,79 @@ def prepare(
 ) -> list[Task]:
     """One task for each choice. Raises `RefusedError` for a request that cannot be answered as it stands."""
     _check(request)
-    prompt = renderer.prompt(request.messages, request.tools)
+    grammar, trigger = _constraint(request)
+    prompt = renderer.prompt(request.messages, offered_tools(request))
     max_tokens = _answer_length(request, len(prompt), settings, context_length)
     seed = request.seed if request.seed is not None else random.getrandbits(31)
+    sampling = _sampling(request, settings, vocabulary)
+    try:
+        samplers = [
+            # llama.cpp takes 32 bits of seed, and the greatest number for "any".
+            Sampler(
+                replace(sampling, seed=(seed + choice) % 0xFFFFFFFF, grammar=grammar, grammar_trigger=trigger),
+                vocabulary,
+            )
+            for choice in range(request.n)
+        ]
+    except ValueError as error:
+        message = f"The schema makes a grammar that llama.cpp does not take ({error}): simplify it."
+        raise RefusedError(FailureCode.BAD_REQUEST, message) from error
     return [
         Task(
             prompt=prompt,
             max_tokens=max_tokens,
-            sampler=Sampler(_sampling(request, settings, vocabulary, seed + choice), vocabulary),
+            sampler=sampler,
             stops=tuple(filter(None, request.stop)),
             logprobs=request.top_logprobs if request.logprobs else None,
             choice=choice,
             outbox=outbox,
         )
-        for choice in range(request.n)
+        for choice, sampler in enumerate(samplers)
     ]
+
+
+def offered_tools(request: ChatRequest) -> Sequence[Mapping[str, Any]]:
+    """The tools that the model may call."""
+    return () if request.tool_choice == "none" else request.tools
+
+
+def _constraint(request: ChatRequest) -> tuple[str | None, str | None]:
+    """The grammar that the answer must follow, and the text after which it must; None: from the start, or never."""
+    grammar = Grammar()
+    try:
+        value = _format_rule(grammar, request.response_format or {"type": "text"})
+        tools = offered_tools(request)
+        if not tools:
+            return (None if value is None else grammar.text(value)), None
+        choice = request.tool_choice or "auto"
+        if isinstance(choice, Mapping):
+            name = tool_name(choice)
+            tools = [tool for tool in tools if tool_name(tool) == name]
+            if not tools:
+                raise ValueError(f"tool_choice names {name!r}, which is not among the tools")
+        elif choice not in ("auto", "required"):
+            raise ValueError(f"tool_choice {choice!r} is none of 'none', 'auto', 'required' and a function")
+        free = choice == "auto" and value is None
+        # Small models that must call, and may do so again, never stop.
+        parallel = choice == "auto" and request.extra.get("parallel_tool_calls") is not False
+        calls = calls_rule(grammar, tools, parallel=parallel, opened=free)
+        either = choice == "auto" and value is not None
+        return grammar.text(f"{calls} | {value}" if either else calls), OPEN if free else None
+    except (ValueError, TypeError, AttributeError) as error:
+        message = f"The response format or the tools cannot be followed: {error}."
+        raise RefusedError(FailureCode.BAD_REQUEST, message) from error
+
+
+def _format_rule(grammar: Grammar, wanted: Mapping[str, Any]) -> str | None:
+    """What OpenAI's `response_format` asks for; None for plain text."""
+    kind = wanted.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return "object"
+    if kind != "json_schema" or not isinstance(wanted.get("json_schema"), Mapping):
+        raise ValueError(f"response_format {kind!r} is none of 'text', 'json_object' and 'json_schema'")
+    return grammar.schema(wanted["json_schema"].get("schema", True))
 
 
 def _check(request: ChatRequest) -> None:
@@ -74,7 +136,7 @@ def _answer_length(request: ChatRequest, prompt_length: int, settings: LlamaSett
     return request.max_tokens or min(rest, settings.max_tokens)
 
 
-def _sampling(request: ChatRequest, settings: LlamaSettings, vocabulary: Vocabulary, seed: int) -> Sampling:
+def _sampling(request: ChatRequest, settings: LlamaSettings, vocabulary: Vocabulary) -> Sampling:
     def choose(said: float | None, default: float) -> float:
         return default if said is None else said
 
@@ -85,7 +147,7 @@ def _sampling(request: ChatRequest, settings: LlamaSettings, vocabulary: Vocabul
         min_p=choose(request.min_p, settings.min_p),
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
-        seed=seed % 0xFFFFFFFF,  # llama.cpp takes 32 bits, and the greatest number for "any"
+        seed=0,
         logit_bias=_biases(request.logit_bias or {}, vocabulary),
     )
 

@@ -28,7 +28,7 @@ class Sampling:
     grammar: str | None = None
     """GBNF that the answer must follow."""
     grammar_trigger: str | None = None
-    """Text (a regular expression) from which on the grammar holds; None: from the start."""
+    """Text after which the grammar holds; None: from the start."""
 
 
 class NoTokenLeftError(Exception):
@@ -68,8 +68,11 @@ class Sampler:
     def __init__(self, sampling: Sampling, vocabulary: Vocabulary) -> None:
         self._grammar: Any = None
         if sampling.grammar is not None:
-            self._grammar = _grammar(sampling, vocabulary)
+            self._grammar = _grammar(sampling.grammar, vocabulary)
             weakref.finalize(self, lib.llama_sampler_free, self._grammar)
+        self._trigger = sampling.grammar_trigger.encode() if sampling.grammar_trigger else None
+        self._tail = b""
+        self._vocabulary = vocabulary
         self._chain: Any = None
         changed = sampling.logit_bias or sampling.presence_penalty or sampling.frequency_penalty
         if sampling.temperature > 0 or changed or self._grammar:
@@ -86,7 +89,9 @@ class Sampler:
         if self._chain is None:
             return argmax
         token = self._pick(row, candidates, constrained=False)
-        if self._grammar is not None:
+        if self._trigger is not None:
+            self._watch(token, self._trigger)
+        elif self._grammar is not None:
             # Asking the grammar about one token takes microseconds, about all of them tens of milliseconds.
             candidates.only(token)
             lib.llama_sampler_apply(self._grammar, ctypes.byref(candidates.array))
@@ -95,6 +100,17 @@ class Sampler:
             lib.llama_sampler_accept(self._grammar, token)
         lib.llama_sampler_accept(self._chain, token)
         return token
+
+    def _watch(self, token: int, trigger: bytes) -> None:
+        """Look for the text that puts the grammar in force."""
+        self._tail += self._vocabulary.piece(token)
+        before, found, after = self._tail.partition(trigger)
+        if not found:
+            self._tail = before[1 - len(trigger) :]
+        elif after.strip():
+            self._tail = after  # the grammar cannot be told of half a token, so this occurrence stays without it
+        else:
+            self._trigger = None
 
     def _pick(self, row: NDArray[np.float32], candidates: Candidates, *, constrained: bool) -> int:
         candidates.fill(row)
@@ -127,16 +143,9 @@ def _samplers(sampling: Sampling, n_vocab: int) -> list[Any]:
     return [*samplers, lib.llama_sampler_init_dist(sampling.seed)]
 
 
-def _grammar(sampling: Sampling, vocabulary: Vocabulary) -> Any:
-    text = (sampling.grammar or "").encode()
+def _grammar(text: str, vocabulary: Vocabulary) -> Any:
     with captured_log():  # the parser's complaints quote the grammar, which may be a client's schema
-        if sampling.grammar_trigger is None:
-            grammar = lib.llama_sampler_init_grammar(vocabulary.pointer, text, b"root")
-        else:
-            patterns = (ctypes.c_char_p * 1)(sampling.grammar_trigger.encode())
-            grammar = lib.llama_sampler_init_grammar_lazy_patterns(
-                vocabulary.pointer, text, b"root", patterns, 1, None, 0
-            )
+        grammar = lib.llama_sampler_init_grammar(vocabulary.pointer, text.encode(), b"root")
     if not grammar:
         raise ValueError("llama.cpp does not take the grammar")
     return grammar

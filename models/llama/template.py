@@ -56,7 +56,7 @@ class Gemma:
             if role == "system":
                 system += text + "\n\n"
                 continue
-            parts.append(f"<start_of_turn>{'model' if role == 'assistant' else role}\n{(system + text).strip()}")
+            parts.append(f"<start_of_turn>{'model' if role == 'assistant' else role}\n{system}{text.strip()}")
             parts.append("<end_of_turn>\n")
             system = ""
         return "".join([*parts, "<start_of_turn>model\n"])

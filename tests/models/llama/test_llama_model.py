@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from models.interface import ChatRequest, Confidence, Failure, FailureCode, Finish, Progress, TextDelta, Usage
+from models.interface import ChatRequest, Failure, FailureCode, Finish, Progress, TextDelta, Usage
 from models.llama.model import LlamaModel
 from models.llama.settings import LlamaSettings
-from tests.models.llama.conftest import Answer, ask
+from tests.models.llama.conftest import ask, assert_same
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 STORY = "Tell me a story about a fox."
+LIKELY = {"logprobs": True, "top_logprobs": 10, "max_tokens": 48}
 LONG_PROMPT = "word " * 6000
 
 
@@ -80,10 +81,9 @@ async def test_penalties_break_a_loop(model: LlamaModel) -> None:
 
 async def test_logprobs_are_those_of_the_unconstrained_distribution(model: LlamaModel) -> None:
     answer = await ask(model, STORY, logprobs=True, top_logprobs=3, max_tokens=10)
-    entries = [entry for event in answer.all(TextDelta) for entry in event.logprobs]
-    assert len(entries) == 10
-    assert b"".join(bytes(entry["bytes"]) for entry in entries).decode() == answer.text()
-    for entry in entries:
+    assert len(answer.logprobs) == 10
+    assert b"".join(bytes(entry["bytes"]) for entry in answer.logprobs).decode() == answer.text()
+    for entry in answer.logprobs:
         best = entry["top_logprobs"]
         assert len(best) == 3
         assert best[0]["token"] == entry["token"]  # greedy takes the likeliest
@@ -93,9 +93,8 @@ async def test_logprobs_are_those_of_the_unconstrained_distribution(model: Llama
 
 async def test_confidence_comes_with_each_token_and_is_a_distributions(model: LlamaModel) -> None:
     answer = await ask(model, STORY, logprobs=True, top_logprobs=2, max_tokens=12)
-    entries = [entry for event in answer.all(TextDelta) for entry in event.logprobs]
-    assert len(answer.confidences) == len(entries)
-    for confidence, entry in zip(answer.confidences, entries, strict=True):
+    assert len(answer.confidences) == len(answer.logprobs)
+    for confidence, entry in zip(answer.confidences, answer.logprobs, strict=True):
         first, second = (math.exp(best["logprob"]) for best in entry["top_logprobs"])
         assert math.isclose(confidence.margin, first - second, abs_tol=1e-4)
         assert 0 <= confidence.entropy <= math.log(49152)
@@ -122,9 +121,10 @@ async def test_second_turn_takes_the_first_from_the_cache(model: LlamaModel) -> 
 
 async def test_simultaneous_requests_all_get_their_own_answer(model: LlamaModel) -> None:
     prompts = [f"Write one sentence about the number {number}." for number in range(8)]
-    alone = [(await ask(model, prompt)).text() for prompt in prompts]
-    together = await asyncio.gather(*(ask(model, prompt) for prompt in prompts))
-    assert [answer.text() for answer in together] == alone
+    alone = [await ask(model, prompt, **LIKELY) for prompt in prompts]
+    together = await asyncio.gather(*(ask(model, prompt, **LIKELY) for prompt in prompts))
+    for one, other in zip(alone, together, strict=True):
+        assert_same(one, other)
 
 
 async def test_closing_the_answer_stops_a_running_prefill_within_half_a_second(model: LlamaModel) -> None:
@@ -145,8 +145,8 @@ async def test_closing_the_answer_stops_a_running_prefill_within_half_a_second(m
 
 
 async def test_cancelling_one_prompt_does_not_change_an_answer_beside_it(model: LlamaModel) -> None:
-    alone = (await ask(model, STORY, max_tokens=48)).text()
-    beside = asyncio.create_task(ask(model, STORY, max_tokens=48))
+    alone = await ask(model, STORY, **LIKELY)
+    beside = asyncio.create_task(ask(model, STORY, **LIKELY))
     for _ in range(3):
         events = model.chat(ChatRequest(messages=[{"role": "user", "content": LONG_PROMPT}], max_tokens=4))
         waiting = asyncio.create_task(anext(events))
@@ -154,7 +154,7 @@ async def test_cancelling_one_prompt_does_not_change_an_answer_beside_it(model: 
         waiting.cancel()
         await asyncio.wait([waiting])
         await events.aclose()
-    assert (await beside).text() == alone
+    assert_same(alone, await beside)
 
 
 async def test_prompt_that_does_not_fit_is_refused_with_the_numbers(settings: LlamaSettings) -> None:
@@ -244,7 +244,8 @@ async def test_file_that_is_no_model_is_one_clear_line(tmp_path: Path, content: 
 @pytest.mark.parametrize("length", [24, 5_000, 3_000_000, 50_000_000])
 async def test_truncated_file_is_one_clear_line(smollm2: Path, tmp_path: Path, length: int) -> None:
     path = tmp_path / "model.gguf"
-    path.write_bytes(smollm2.read_bytes()[:length])
+    with smollm2.open("rb") as whole, path.open("wb") as part:
+        part.write(whole.read(length))
     await _assert_unusable(path, "cannot be loaded")
 
 
@@ -308,5 +309,3 @@ async def _assert_unusable(path: Path, reason: str) -> None:
 async def _ids(model: LlamaModel, text: str) -> list[int]:
     loaded = model._ready()
     return [int(token) for token in loaded.model.vocabulary.tokenize([(text, False)], add_bos=False)]
-
-

@@ -1,0 +1,151 @@
+"""Tool calls in the form of Hermes and Qwen: what the model must write, and reading it back as it comes.
+
+`<tool_call>` `{"name": …, "arguments": …}` `</tool_call>`; models never trained on it are led by the grammar alone.
+"""
+
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.interface import TextDelta, ToolCallDelta
+from models.llama.schema import Grammar, literal
+
+OPEN = "<tool_call>"
+_CLOSE = "</tool_call>"
+_MOST_CALLS = 8
+_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*"arguments"\s*:\s*')
+
+
+def calls_rule(grammar: Grammar, tools: Sequence[Mapping[str, Any]], *, parallel: bool, opened: bool) -> str:
+    """An expression for one or more calls of `tools`; `opened` leaves out the first call's `OPEN`.
+
+    Raises `ValueError` for tools that are not functions with a schema of their own.
+    """
+    call = grammar.rule(" | ".join(_call_rule(grammar, tool) for tool in tools))
+    body = grammar.rule(f"ws {call} ws {literal(_CLOSE)}")
+    more = f"(ws {literal(OPEN)} {body}){{0,{_MOST_CALLS - 1}}}" if parallel else ""
+    return f"{body} {more}" if opened else f"{literal(OPEN)} {body} {more}"
+
+
+def tool_name(tool: Mapping[str, Any]) -> str:
+    """The function's name. Raises `ValueError` where there is none."""
+    function = tool.get("function")
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if (
+        tool.get("type", "function") != "function"
+        or not isinstance(name, str)
+        or not re.fullmatch(r"[\w.-]{1,128}", name)
+    ):
+        raise ValueError("each tool must be a function with a name of letters, digits, '_', '.' and '-'")
+    return name
+
+
+def _call_rule(grammar: Grammar, tool: Mapping[str, Any]) -> str:
+    name, parameters = tool_name(tool), tool["function"].get("parameters")
+    arguments = grammar.schema({"type": "object", **parameters} if parameters else {"type": "object"})
+    head = literal(f'{{"name": "{name}", "arguments": ')
+    return grammar.rule(f'{head} {arguments} "}}"')
+
+
+@dataclass(slots=True)
+class ToolCallReader:
+    """Turns one choice's stream of text into text and tool calls."""
+
+    choice: int
+    calls: int = 0
+    """How many calls have begun."""
+    _text: str = ""
+    _scan: "_ArgumentScan | None" = None
+    _inside: bool = False
+
+    def push(self, delta: TextDelta) -> Iterator[TextDelta | ToolCallDelta]:
+        """What the next piece of text amounts to."""
+        self._text += delta.text
+        while (event := self._next()) is not None:
+            if isinstance(event, TextDelta):
+                event = TextDelta(event.text, self.choice, delta.logprobs)
+            yield event
+
+    def finish(self) -> Iterator[TextDelta]:
+        """The rest, when no more text comes; a call that was cut off stays as far as it got."""
+        if self._text and not self._inside:
+            yield TextDelta(self._text, self.choice)
+
+    def _next(self) -> TextDelta | ToolCallDelta | None:
+        if self._scan is not None:
+            return self._arguments(self._scan)
+        return self._head() if self._inside else self._outside()
+
+    def _outside(self) -> TextDelta | ToolCallDelta | None:
+        before, found, after = self._text.partition(OPEN)
+        if found:
+            self._inside, self._text = True, after
+            return TextDelta(before.rstrip(), self.choice) if before.strip() else self._next()
+        # An opening may have begun, and blanks before one are not text.
+        keep = max((n for n in range(1, len(OPEN)) if before.endswith(OPEN[:n])), default=0)
+        safe = before[: len(before) - keep].rstrip()
+        self._text = before[len(safe) :]
+        return TextDelta(safe, self.choice) if safe else None
+
+    def _head(self) -> TextDelta | ToolCallDelta | None:
+        head = _HEAD.match(self._text)
+        if head is None:
+            body, closed, after = self._text.partition(_CLOSE)
+            if not closed:
+                return None
+            self._inside, self._text = False, after  # a call in some other form: left to the client as text
+            return TextDelta(f"{OPEN}{body}{_CLOSE}", self.choice)
+        self._text, self._scan = self._text[head.end() :], _ArgumentScan()
+        self.calls += 1
+        identity = f"call_{secrets.token_hex(12)}"
+        return ToolCallDelta(self.calls - 1, id=identity, name=head.group(1), choice=self.choice)
+
+    def _arguments(self, scan: "_ArgumentScan") -> TextDelta | ToolCallDelta | None:
+        if scan.untouched:
+            self._text = self._text.lstrip()
+        length = scan.length_of(self._text)
+        piece, self._text = self._text[:length], self._text[length:]
+        if piece:
+            return ToolCallDelta(self.calls - 1, arguments=piece, choice=self.choice)
+        if scan.done and _CLOSE in self._text:
+            self._text = self._text.partition(_CLOSE)[2]
+            self._scan, self._inside = None, False
+            return self._next()
+        return None
+
+
+@dataclass(slots=True)
+class _ArgumentScan:
+    """Follows a JSON object through its pieces to find its end."""
+
+    done: bool = False
+    _depth: int = 0
+    _in_string: bool = False
+    _escaped: bool = False
+
+    @property
+    def untouched(self) -> bool:
+        return self._depth == 0 and not self.done
+
+    def length_of(self, piece: str) -> int:
+        """How many of the next characters belong to the object."""
+        for at, character in enumerate(piece):
+            if self.done:
+                return at
+            if self._in_string:
+                if self._escaped:
+                    self._escaped = False
+                elif character == "\\":
+                    self._escaped = True
+                elif character == '"':
+                    self._in_string = False
+            elif character == '"':
+                self._in_string = True
+            elif character in "{[":
+                self._depth += 1
+            elif character in "}]":
+                self._depth -= 1
+                self.done = self._depth == 0
+        return len(piece)

@@ -1,0 +1,100 @@
+"""Processes: started, told to systemd, restarted, and never left behind."""
+
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+from tests.daemon.conftest import StartDaemon
+from tests.daemon.harness import UPCALL, Daemon, client, running_daemon, user_environment, wait_until
+
+
+def family(daemon: Daemon) -> list[psutil.Process]:
+    return psutil.Process(daemon.process.pid).children(recursive=True)
+
+
+def test_systemd_is_told_when_requests_are_served(tmp_path: Path) -> None:
+    address = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(30)
+        environment = {**user_environment(tmp_path), "NOTIFY_SOCKET": str(address)}
+        with subprocess.Popen([UPCALL, "serve", "--port", "0"], env=environment, stderr=subprocess.DEVNULL) as process:
+            assert manager.recv(1000).startswith(b"READY=1\n")
+            process.terminate()
+            assert manager.recv(1000) == b"STOPPING=1"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_is_clean_and_leaves_no_process(start_daemon: StartDaemon, number: signal.Signals) -> None:
+    daemon = start_daemon()
+    processes = family(daemon)
+    daemon.process.send_signal(number)
+
+    assert daemon.process.wait(10) == 0
+    assert not [process for process in processes if process.is_running()]
+
+
+def test_a_killed_supervisor_leaves_no_process(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+    processes = family(daemon)
+    daemon.process.kill()
+
+    wait_until(lambda: not [process for process in processes if process.is_running() and _alive(process)])
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_killed_gateway_ends_the_daemon_with_an_error_for_systemd_to_restart(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+    daemon.children("daemon.gateway")[0].kill()
+
+    assert daemon.process.wait(10) != 0
+
+
+def test_a_killed_local_worker_is_restarted_again_and_again(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+    for _ in range(3):
+        (worker,) = daemon.children("local")
+        worker.kill()
+        hello = [{"role": "user", "content": "hello"}]
+        answer = client(daemon).chat.completions.create(model="local", messages=hello, max_tokens=2)  # type: ignore[arg-type]
+        assert answer.model == "smollm2-135m"
+        assert daemon.children("local") != [worker]
+
+
+def test_a_missing_model_says_which_command_brings_it(tmp_path: Path) -> None:
+    with running_daemon(tmp_path, None, {}) as daemon:
+        wait_until(lambda: "upcall pull smollm2-135m" in daemon.call("GET", "/healthz")["local"]["detail"])
+
+
+def test_no_prompt_reaches_disk_or_log(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    daemon = start_daemon(LOG__LEVEL="debug")
+    secret = "xylophone-quagmire-7731"
+    for model in ("auto", "local", "cloud", "unknown"):
+        hello = [{"role": "user", "content": f"Repeat: {secret}"}]
+        client(daemon).chat.completions.create(model=model, messages=hello, max_tokens=16)  # type: ignore[arg-type]
+    wrong = [{"role": secret, "content": secret}]
+    with pytest.raises(openai.BadRequestError):
+        client(daemon).chat.completions.create(model="auto", messages=wrong)  # type: ignore[arg-type]
+
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert tmp_path / "log" in written
+    assert not [path for path in written if secret.encode() in path.read_bytes()]
+
+
+def test_the_local_worker_is_nicer_than_the_gateway(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+
+    assert daemon.children("local")[0].nice() == os.nice(0) + 5
+    assert daemon.children("daemon.gateway")[0].nice() == os.nice(0)

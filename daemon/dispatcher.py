@@ -10,7 +10,7 @@ from daemon.policy import Decision, Needs, Reason, State, Wish
 from daemon.scorer import Look, Scorer
 from daemon.workers import Workers
 from models.client import WorkerGoneError
-from models.interface import ChatRequest, Event, Failure, FailureCode, ModelStatus, TextDelta, ToolCallDelta
+from models.interface import ChatRequest, Event, Failure, FailureCode, ModelStatus, TextDelta, ToolCallDelta, Usage
 
 MESSAGE_TOKENS = 16
 """More than any known chat template adds to a message."""
@@ -27,14 +27,22 @@ class Chosen:
     """What scoring took."""
 
 
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What the answer cost, and what it would have cost in the cloud, at list prices in US dollars."""
+
+    cost: float
+    saved: float
+
+
 class Dispatcher:
     def __init__(self, settings: Settings, workers: Workers, scorer: Scorer) -> None:
         self._settings = settings
         self._workers = workers
         self._scorer = scorer
 
-    async def answer(self, request: ChatRequest, wish: Wish) -> AsyncGenerator[Chosen | Event, None]:
-        """Answer `request`: first a `Chosen`, then that model's events.
+    async def answer(self, request: ChatRequest, wish: Wish) -> AsyncGenerator[Chosen | Bill | Event, None]:
+        """Answer `request`: first a `Chosen`, then that model's events and, where the price is known, its `Bill`.
 
         Another `Chosen`, with the events of the other model, follows only where the first failed before its first word.
         Raises `UnknownRouterError` before anything else.
@@ -52,6 +60,8 @@ class Dispatcher:
                         break
                     begun = begun or isinstance(event, TextDelta | ToolCallDelta)
                     yield event
+                    if isinstance(event, Usage) and (price := self._workers.price):
+                        yield _bill(chosen.decision, price.of(event))
             if turned is None:
                 return
             chosen = turned
@@ -117,6 +127,10 @@ class Dispatcher:
             message = "Privacy mode was switched on, which cut this answer off; ask again for a local one."
             return Failure(FailureCode.UNAVAILABLE, message)
         return failure
+
+
+def _bill(decision: Decision, price: float) -> Bill:
+    return Bill(price, 0.0) if decision.route == "cloud" else Bill(0.0, price)
 
 
 def _has_media(content: object) -> bool:

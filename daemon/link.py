@@ -9,6 +9,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
+from daemon.prices import Price
+
 WorkerName: TypeAlias = Literal["local", "cloud"]
 
 MAX_MESSAGE = 64 * 2**10
@@ -73,7 +75,15 @@ class Standing:
     kind: Literal["standing"] = "standing"
 
 
-Message: TypeAlias = Listening | Want | SetPrivacy | CheckKey | WorkerUp | WorkerDown | Standing
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """The strong model's list price has been found."""
+
+    price: Price
+    kind: Literal["priced"] = "priced"
+
+
+Message: TypeAlias = Listening | Want | SetPrivacy | CheckKey | WorkerUp | WorkerDown | Standing | Priced
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 

@@ -12,13 +12,14 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
-from daemon import keys, privacy, resolve, systemd
+from daemon import keys, prices, privacy, resolve, systemd
 from daemon.config import Settings
 from daemon.link import (
     CheckKey,
     Link,
     Listening,
     Message,
+    Priced,
     SetPrivacy,
     Standing,
     Want,
@@ -65,6 +66,7 @@ class Supervisor:
         await self._start_gateway()
         self._spawn(self._look_for_key())
         self._spawn(self._start_worker("local"))
+        self._spawn(self._look_up_price())
         stopping = asyncio.create_task(self._stopping.wait())
         assert self._gateway is not None
         gateway_end = asyncio.create_task(self._gateway.wait())
@@ -171,6 +173,11 @@ class Supervisor:
             self._stand(has_key=True, key=await asyncio.to_thread(keys.where, name))
         except keys.KeyUnavailable as error:
             self._stand(has_key=False, key=str(error))
+
+    async def _look_up_price(self) -> None:
+        cloud = resolve.cloud(self._settings.cloud)
+        if price := await prices.look_up(cloud.provider, cloud.model):
+            self._tell(Priced(price))
 
     def _stand(self, **changes: Any) -> None:
         self._standing = replace(self._standing, **changes)

@@ -36,12 +36,12 @@ def _local(settings: Settings) -> ChatModel:
 
 
 def _cloud(settings: Settings) -> ChatModel:
-    from daemon import keys
+    from daemon.keys import find
     from models.cloud.model import CloudModel
 
     # A core dump of this process would hold the key.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    return CloudModel(resolve.cloud(settings.cloud), keys.find)
+    return CloudModel(resolve.cloud(settings.cloud), find)
 
 
 if __name__ == "__main__":

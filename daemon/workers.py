@@ -7,7 +7,20 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from daemon.link import CheckKey, Link, Listening, Message, SetPrivacy, Standing, Want, WorkerDown, WorkerName, WorkerUp
+from daemon.link import (
+    CheckKey,
+    Link,
+    Listening,
+    Message,
+    Priced,
+    SetPrivacy,
+    Standing,
+    Want,
+    WorkerDown,
+    WorkerName,
+    WorkerUp,
+)
+from daemon.prices import Price
 from models.client import WorkerClient, WorkerGoneError
 from models.interface import ModelStatus
 
@@ -24,6 +37,8 @@ class Workers:
 
     def __init__(self, sock: socket.socket, cloud_idle_seconds: float) -> None:
         self.standing = Standing(privacy=True, pinned=True, has_key=False, key="not looked for yet")
+        self.price: Price | None = None
+        """Of the strong model; `None` while it is not known."""
         self.why_down: dict[WorkerName, str] = {}
         self._cloud_idle = cloud_idle_seconds
         self._clients: dict[WorkerName, WorkerClient] = {}
@@ -100,6 +115,8 @@ class Workers:
                     self.supervisor_gone.set()
                 case Standing():
                     self.standing = message
+                case Priced(price=price):
+                    self.price = price
                 case WorkerDown(worker=name, why=why):
                     self._clients.pop(name, None)
                     self.why_down[name] = why

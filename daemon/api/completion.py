@@ -12,7 +12,7 @@ from aiohttp import web
 from daemon.api.errors import ApiError
 from daemon.api.explain import explanation, headers, new_request_id
 from daemon.api.wish import Asked
-from daemon.dispatcher import Chosen
+from daemon.dispatcher import Bill, Chosen
 from models.interface import Event, Failure, Finish, Progress, TextDelta, ToolCallDelta, Usage
 
 log = logging.getLogger(__name__)
@@ -74,9 +74,10 @@ class Completion:
         self._first_word: float | None = None
         self._chosen: Chosen | None = None
         self._usage: Usage | None = None
+        self._bill: Bill | None = None
         self._outcome = "cancelled"
 
-    async def whole(self, items: AsyncGenerator[Chosen | Event, None]) -> web.Response:
+    async def whole(self, items: AsyncGenerator[Chosen | Bill | Event, None]) -> web.Response:
         """Raises `ApiError` where the models failed."""
         choices: dict[int, Choice] = {}
         async for item in items:
@@ -92,13 +93,13 @@ class Completion:
         return web.json_response(body, headers=self._headers())
 
     async def stream(
-        self, request: web.Request, items: AsyncGenerator[Chosen | Event, None], include_usage: bool
+        self, request: web.Request, items: AsyncGenerator[Chosen | Bill | Event, None], include_usage: bool
     ) -> web.StreamResponse:
         """Raises `ApiError` where the models failed before the first event; afterwards the error is an event."""
         response: web.StreamResponse | None = None
         async for item in items:
             self._note(item)
-            if isinstance(item, Chosen):
+            if isinstance(item, Chosen | Bill):
                 continue
             if response is None:
                 if isinstance(item, Failure):
@@ -128,7 +129,7 @@ class Completion:
             1000 * (time.perf_counter() - self._start),
         )  # fmt: skip
 
-    def _note(self, item: Chosen | Event) -> None:
+    def _note(self, item: Chosen | Bill | Event) -> None:
         match item:
             case Chosen():
                 self._chosen = item
@@ -136,6 +137,8 @@ class Completion:
                 self._first_word = self._first_word or time.perf_counter() - self._start
             case Usage():
                 self._usage = item
+            case Bill():
+                self._bill = item
             case Finish():
                 self._outcome = "ok"
             case Failure():
@@ -181,12 +184,12 @@ class Completion:
             "model": self._chosen.model,
         }
         if self._ask.explain:
-            body["x_upcall"] = explanation(self._chosen, self._id)
+            body["x_upcall"] = explanation(self._chosen, self._id, self._bill)
         return body
 
     def _headers(self) -> dict[str, str]:
         assert self._chosen is not None
-        return headers(self._chosen, self._id, self._ask.warning)
+        return headers(self._chosen, self._id, self._ask.warning, self._bill)
 
     def _usage_object(self) -> dict[str, Any]:
         usage = self._usage or Usage(0, 0)

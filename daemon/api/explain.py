@@ -3,15 +3,15 @@
 import uuid
 from typing import Any
 
-from daemon.dispatcher import Chosen
+from daemon.dispatcher import Bill, Chosen
 
 
 def new_request_id() -> str:
     return uuid.uuid4().hex
 
 
-def explanation(chosen: Chosen, request_id: str) -> dict[str, Any]:
-    """The decision as a JSON object; fields that a hard rule left open are null."""
+def explanation(chosen: Chosen, request_id: str, bill: Bill | None = None) -> dict[str, Any]:
+    """The decision as a JSON object; what a hard rule left open or is not known yet is null."""
     decision = chosen.decision
     return {
         "request_id": request_id,
@@ -24,12 +24,14 @@ def explanation(chosen: Chosen, request_id: str) -> dict[str, Any]:
         "router": decision.router,
         "router_ms": round(chosen.router_ms, 2),
         "degraded": decision.degraded,
+        "cost_usd": bill.cost if bill else None,
+        "saved_usd": bill.saved if bill else None,
     }
 
 
-def headers(chosen: Chosen, request_id: str, warning: str | None) -> dict[str, str]:
-    """The decision as response headers; what is not known is left out."""
-    seen = explanation(chosen, request_id)
+def headers(chosen: Chosen, request_id: str, warning: str | None, bill: Bill | None = None) -> dict[str, str]:
+    """The decision as response headers; what is not known is left out, as a stream's cost is at its start."""
+    seen = explanation(chosen, request_id, bill)
     named = {
         "x-upcall-request-id": request_id,
         "x-upcall-route": seen["route"],
@@ -40,6 +42,8 @@ def headers(chosen: Chosen, request_id: str, warning: str | None) -> dict[str, s
         "x-upcall-router": seen["router"],
         "x-upcall-latency-router-ms": str(seen["router_ms"]),
         "x-upcall-degraded": "true" if seen["degraded"] else None,
+        "x-upcall-cost-usd": _dollars(seen["cost_usd"]),
+        "x-upcall-saved-usd": _dollars(seen["saved_usd"]),
         "x-upcall-warning": warning,
     }
     return {name: _printable(value) for name, value in named.items() if value is not None}
@@ -47,6 +51,10 @@ def headers(chosen: Chosen, request_id: str, warning: str | None) -> dict[str, s
 
 def _number(value: float | None) -> str | None:
     return None if value is None else f"{value:.4f}"
+
+
+def _dollars(value: float | None) -> str | None:
+    return None if value is None else f"{value:.6f}"
 
 
 def _printable(value: str) -> str:

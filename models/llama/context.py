@@ -2,19 +2,15 @@
 
 import ctypes
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.llama.errors import LoadError
 from models.llama.native import AbortFlag, captured_log, lib
 from models.llama.settings import LlamaSettings
 from models.llama.vocabulary import Vocabulary
-
-
-class LoadError(Exception):
-    """The model cannot be used; the message is one line for people."""
 
 
 class Model:
@@ -35,7 +31,6 @@ class Model:
             raise LoadError(f"{path} cannot be loaded: {_reason(log)}; pull the model again or choose another file")
         self.metadata = _metadata(self.pointer)
         self.vocabulary = Vocabulary(self.pointer)
-        self.trained_context: int = lib.llama_model_n_ctx_train(self.pointer)
         # Recurrent states and sliding windows cannot be cut back to an earlier position.
         self.rewinds = not (
             lib.llama_model_is_recurrent(self.pointer)
@@ -57,17 +52,18 @@ class Context:
     Tokens are added to a batch, one `decode` computes it. Only `abort` may be used from another thread.
     """
 
-    def __init__(self, model: Model, settings: LlamaSettings, *, cells: int, threads: int, threads_batch: int) -> None:
+    def __init__(self, model: Model, settings: LlamaSettings) -> None:
         self.abort = AbortFlag()
         self.n_vocab = model.vocabulary.size
         size = settings.batch + settings.slots
         parameters = lib.llama_context_default_params()
-        parameters.n_ctx = cells
+        parameters.n_ctx = settings.cache_tokens
         parameters.n_batch = size
         parameters.n_ubatch = min(settings.ubatch, size)
         parameters.n_seq_max = settings.slots
-        parameters.n_threads = threads
-        parameters.n_threads_batch = threads_batch
+        parameters.n_outputs_max = settings.slots  # else the buffers hold logits of whole batches
+        parameters.n_threads = settings.threads
+        parameters.n_threads_batch = settings.threads_batch
         parameters.type_k = parameters.type_v = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}[settings.kv_type]
         parameters.kv_unified = True
         parameters.no_perf = True
@@ -76,7 +72,9 @@ class Context:
         with captured_log() as log:
             self._pointer = lib.llama_init_from_model(model.pointer, parameters)
         if not self._pointer:
-            raise LoadError(f"{settings.path} loads, but not with a context of {cells:,} tokens: {_reason(log)}")
+            raise LoadError(
+                f"{settings.path} loads, but not with a context of {settings.cache_tokens:,} tokens: {_reason(log)}"
+            )
         self._memory = lib.llama_get_memory(self._pointer)
         self.cells: int = lib.llama_n_ctx(self._pointer)
         self._batch = lib.llama_batch()
@@ -157,18 +155,6 @@ class Context:
     def close(self) -> None:
         lib.llama_free(self._pointer)
         self._pointer = None
-
-
-def check_file(path: Path) -> None:
-    """Raise `LoadError` for what llama.cpp would report less clearly."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise LoadError(f"{path} cannot be read: {reason}; check the path or pull the model") from error
-    if magic != b"GGUF":
-        raise LoadError(f"{path} is not a GGUF file; llama.cpp reads only GGUF models")
 
 
 def _reason(log: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from models.interface import Confidence, Failure, FailureCode, Progress, TextDelta
 from models.llama.context import Context, Model
 from models.llama.distribution import Distribution
-from models.llama.refused import RefusedError
+from models.llama.errors import RefusedError
 from models.llama.sampler import Candidates, NoTokenLeftError, Sampler
 from models.llama.settings import LlamaSettings
 from models.llama.slots import Slot, SlotPool

@@ -4,14 +4,10 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
-
-import psutil
 
 from models.interface import (
     ChatRequest,
@@ -24,10 +20,10 @@ from models.interface import (
     TextDelta,
     Usage,
 )
-from models.llama.context import Context, LoadError, Model, check_file
+from models.llama.context import Context, Model
 from models.llama.engine import Ended, Engine, EngineEndedError, Outbox, Task
-from models.llama.fit import check_memory
-from models.llama.refused import RefusedError
+from models.llama.errors import LoadError, RefusedError
+from models.llama.fit import fit
 from models.llama.request import offered_tools, prepare
 from models.llama.settings import LlamaSettings
 from models.llama.template import Renderer, choose_template
@@ -201,9 +197,7 @@ class LlamaModel:
             loaded.free()
 
     def _load(self) -> "_Loaded":
-        settings = self._settings
-        check_file(Path(settings.path))
-        check_memory(settings.path)
+        settings = fit(self._settings).settings
         with contextlib.ExitStack() as undo:
             model = Model(settings.path, repack=settings.repack, on_progress=self._on_progress)
             undo.callback(model.close)
@@ -213,16 +207,11 @@ class LlamaModel:
                 )
             except ValueError as error:
                 raise LoadError(f"{settings.path}: {error}") from error
-            context_length = min(settings.context_length, model.trained_context)
-            cells = max(settings.cache_tokens or context_length * min(settings.slots, 2), context_length)
-            threads = settings.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
-            context = Context(
-                model, settings, cells=cells, threads=threads, threads_batch=settings.threads_batch or threads
-            )
+            context = Context(model, settings)
             undo.callback(context.close)
-            engine = Engine(model, context, settings, context_length=context_length)
+            engine = Engine(model, context, settings, context_length=settings.context_length)
             undo.pop_all()
-        return _Loaded(model, context, renderer, engine, context_length)
+        return _Loaded(model, context, renderer, engine, settings.context_length)
 
     def _on_progress(self, fraction: float) -> bool:
         self._fraction = fraction

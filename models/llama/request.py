@@ -7,7 +7,7 @@ from typing import Any
 
 from models.interface import ChatRequest, FailureCode
 from models.llama.engine import Outbox, Task
-from models.llama.refused import RefusedError
+from models.llama.errors import RefusedError
 from models.llama.sampler import Sampler, Sampling
 from models.llama.schema import Grammar
 from models.llama.settings import LlamaSettings

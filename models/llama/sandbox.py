@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from models.interface import FailureCode, Message
-from models.llama.refused import RefusedError
+from models.llama.errors import RefusedError
 
 _SECONDS = 2.0
 _SOURCE_LIMIT = 64 * 1024

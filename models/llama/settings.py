@@ -1,7 +1,9 @@
 """What can be set about a local model; plain values only, so that they cross the process boundary as JSON."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
+
+KvType: TypeAlias = Literal["f16", "q8_0"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +19,7 @@ class LlamaSettings:
     """Requests decoded at the same time."""
     cache_tokens: int = 0
     """Tokens of keys and values that all slots share; 0: twice the context length, or once with a single slot."""
-    kv_type: Literal["f16", "q8_0"] = "f16"
+    kv_type: KvType = "f16"
     threads: int = 0
     threads_batch: int = 0
     batch: int = 512

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from models.interface import FailureCode, Message
-from models.llama.refused import RefusedError
+from models.llama.errors import RefusedError
 from models.llama.sandbox import SandboxedTemplate
 from models.llama.vocabulary import Vocabulary, control_pattern
 

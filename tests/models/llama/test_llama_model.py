@@ -246,7 +246,7 @@ async def test_truncated_file_is_one_clear_line(smollm2: Path, tmp_path: Path, l
     path = tmp_path / "model.gguf"
     with smollm2.open("rb") as whole, path.open("wb") as part:
         part.write(whole.read(length))
-    await _assert_unusable(path, "cannot be loaded")
+    await _assert_unusable(path, "pull the model again")
 
 
 async def test_file_larger_than_memory_is_refused_with_numbers_and_not_read(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from models.interface import FailureCode
 from models.llama.context import Model
-from models.llama.refused import RefusedError
+from models.llama.errors import RefusedError
 from models.llama.sandbox import SandboxedTemplate
 from models.llama.template import Gemma, Llama3, Renderer, choose_template
 

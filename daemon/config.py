@@ -121,6 +121,8 @@ class Privacy(Section):
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged. No level logs prompts or answers."""
+    format: Literal["text", "json"] = "text"
+    """Lines for people, or one JSON object per line."""
 
 
 class Settings(BaseModel):

@@ -122,12 +122,22 @@ class Completion:
             return
         decision, usage = self._chosen.decision, self._usage or Usage(0, 0)
         log.info(
-            "request=%s outcome=%s route=%s reason=%s score=%s model=%s prompt_tokens=%d completion_tokens=%d "
-            "first_ms=%d total_ms=%d",
-            self._id, self._outcome, decision.route, decision.reason.code, decision.score, self._chosen.model,
-            usage.prompt_tokens, usage.completion_tokens, 1000 * (self._first_word or 0),
-            1000 * (time.perf_counter() - self._start),
-        )  # fmt: skip
+            "request=%(request)s outcome=%(outcome)s route=%(route)s reason=%(reason)s score=%(score)s model=%(model)s "
+            "prompt_tokens=%(prompt_tokens)d completion_tokens=%(completion_tokens)d "
+            "first_ms=%(first_ms)d total_ms=%(total_ms)d",
+            {
+                "request": self._id,
+                "outcome": self._outcome,
+                "route": decision.route,
+                "reason": decision.reason.code,
+                "score": decision.score,
+                "model": self._chosen.model,
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "first_ms": round(1000 * (self._first_word or 0)),
+                "total_ms": round(1000 * (time.perf_counter() - self._start)),
+            },
+        )
 
     def _note(self, item: Chosen | Bill | Event) -> None:
         match item:

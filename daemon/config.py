@@ -6,10 +6,11 @@ Unknown keys are errors that name the nearest valid one, wherever they come from
 import difflib
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -118,6 +119,30 @@ class Privacy(Section):
     """Keep everything on this machine; while this is set, `upcall privacy off` is refused."""
 
 
+SensitiveKind: TypeAlias = Literal["secret", "payment", "contact", "identity"]
+
+
+class Sensitive(Section):
+    action: Literal["local", "ask", "off"] = "local"
+    """What happens to a prompt that would go up and holds something sensitive: stay, be refused with 409, or go."""
+    kinds: tuple[SensitiveKind, ...] = ("secret", "payment", "contact", "identity")
+    """What is looked for. Best effort: what must not leave belongs under privacy mode."""
+    keywords: tuple[str, ...] = ()
+    """Words of your own, matched whole and in any case."""
+    patterns: dict[str, str] = {}
+    """Regular expressions of your own, by name."""
+
+    @field_validator("patterns")
+    @classmethod
+    def _compile(cls, patterns: dict[str, str]) -> dict[str, str]:
+        for name, pattern in patterns.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{name} is not a regular expression: {error}") from None
+        return patterns
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged. No level logs prompts or answers."""
@@ -135,6 +160,7 @@ class Settings(BaseModel):
     local: Local = Local()
     cloud: Cloud = Cloud()
     privacy: Privacy = Privacy()
+    sensitive: Sensitive = Sensitive()
     log: Log = Log()
 
 

@@ -1,13 +1,15 @@
 """One request's way: look, decide, run, and turn to the other model where that is allowed."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from daemon import policy
 from daemon.config import Settings
 from daemon.policy import Decision, Needs, Reason, State, Wish
 from daemon.scorer import Look, Scorer
+from daemon.sensitive import Recogniser
 from daemon.workers import Workers
 from models.client import WorkerGoneError
 from models.interface import ChatRequest, Event, Failure, FailureCode, ModelStatus, TextDelta, ToolCallDelta, Usage
@@ -21,6 +23,7 @@ class Chosen:
     """The model that answers from here on, and why."""
 
     decision: Decision
+    needs: Needs
     model: str
     """Name that the answer carries."""
     router_ms: float
@@ -35,9 +38,14 @@ class Bill:
     saved: float
 
 
+class SensitivePromptError(Exception):
+    """The settings want whoever asks to decide; the message says what was recognised, without quoting it."""
+
+
 class Dispatcher:
     def __init__(self, settings: Settings, workers: Workers, scorer: Scorer) -> None:
         self._settings = settings
+        self._recogniser = Recogniser(settings.sensitive)
         self._workers = workers
         self._scorer = scorer
 
@@ -45,7 +53,7 @@ class Dispatcher:
         """Answer `request`: first a `Chosen`, then that model's events and, where the price is known, its `Bill`.
 
         Another `Chosen`, with the events of the other model, follows only where the first failed before its first word.
-        Raises `UnknownRouterError` before anything else.
+        Raises `UnknownRouterError` and `SensitivePromptError` before anything else.
         """
         chosen = await self.decide(request, wish)
         while chosen:
@@ -67,26 +75,34 @@ class Dispatcher:
             chosen = turned
 
     async def decide(self, request: ChatRequest, wish: Wish) -> Chosen:
-        """The decision alone: runs no model and opens no connection. Raises `UnknownRouterError`."""
+        """The decision alone: runs no model and opens no connection. Raises as `answer` does."""
         local = await self._workers.local_status()
-        needs = await self._needs(request, local)
+        needs = await self._needs(request, wish, local)
         look = await self._look(request, wish)
         decision = policy.decide(wish, needs, self._state(local), look.score, look.threshold, look.router)
         if decision.reason is Reason.NO_KEY and await self._workers.look_for_key():
             decision = policy.decide(wish, needs, self._state(local), look.score, look.threshold, look.router)
-        return Chosen(decision, self._name(decision, local), look.milliseconds)
+        if decision.reason is Reason.SENSITIVE and self._settings.sensitive.action == "ask":
+            raise SensitivePromptError(f"This prompt would go to the cloud, and it seems to hold: {needs.private}.")
+        return Chosen(decision, needs, self._name(decision, local), look.milliseconds)
 
     async def _look(self, request: ChatRequest, wish: Wish) -> Look:
         if wish.route:
             return Look(None, 0, None, 0)
         return await self._scorer.look(request.messages, wish.router, wish.threshold)
 
-    async def _needs(self, request: ChatRequest, local: ModelStatus) -> Needs:
+    async def _needs(self, request: ChatRequest, wish: Wish, local: ModelStatus) -> Needs:
         return Needs(
             images=any(_has_media(message.get("content")) for message in request.messages),
             tools=bool(request.tools) and request.tool_choice != "none",
             tokens_fit=await self._fits(request, local),
+            private=None if wish.allow_sensitive else await self._private(request),
         )
+
+    async def _private(self, request: ChatRequest) -> str | None:
+        if self._settings.sensitive.action == "off":
+            return None
+        return await asyncio.to_thread(self._recogniser.find, request.messages)
 
     async def _fits(self, request: ChatRequest, local: ModelStatus) -> bool:
         room = local.context_length - (request.max_tokens or 1)
@@ -116,8 +132,9 @@ class Dispatcher:
 
     async def _instead(self, chosen: Chosen, failure: Failure, wish: Wish) -> Chosen | None:
         local = await self._workers.local_status()
-        decision = policy.instead(chosen.decision, failure, wish, self._state(local), self._settings.routing)
-        return Chosen(decision, self._name(decision, local), chosen.router_ms) if decision else None
+        state, routing = self._state(local), self._settings.routing
+        decision = policy.instead(chosen.decision, failure, wish, chosen.needs, state, routing)
+        return replace(chosen, decision=decision, model=self._name(decision, local)) if decision else None
 
     def _name(self, decision: Decision, local: ModelStatus) -> str:
         return local.name if decision.route == "local" else self._settings.cloud.model

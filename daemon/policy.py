@@ -18,6 +18,7 @@ class Reason(Enum):
     ABOVE_THRESHOLD = "the router expects the cloud model's answer to be clearly better"
     FORCED_LOCAL = "the request asked for the local model"
     FORCED_CLOUD = "the request asked for the cloud model"
+    SENSITIVE = "it holds something that looks private, and the settings keep such prompts here"
     PRIVACY = "privacy mode keeps everything on this machine"
     NO_KEY = "no API key for the cloud can be read; `upcall key set` stores one"
     CONTEXT_LENGTH = "the prompt does not fit the local model's context"
@@ -41,6 +42,8 @@ class Wish:
     """In the place of the settings' router."""
     threshold: float | None = None
     privacy: bool = False
+    allow_sensitive: bool = False
+    """Whoever asks has seen that it looks private and sends it up all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class Needs:
     tools: bool = False
     tokens_fit: bool = True
     """Whether prompt and answer fit the local model's context."""
+    private: str | None = None
+    """The sort of sensitive text in it that keeps it here, if any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,7 @@ def decide(
     """
 
     def decision(route: Route, reason: Reason) -> Decision:
-        return _grounded(Decision(route, reason, score, threshold, router), wish, state)
+        return _grounded(Decision(route, reason, score, threshold, router), wish, needs, state)
 
     if wish.route == "local":
         return decision("local", Reason.FORCED_LOCAL)
@@ -104,17 +109,21 @@ def decide(
     return decision("local", Reason.BELOW_THRESHOLD)
 
 
-def _grounded(decision: Decision, wish: Wish, state: State) -> Decision:
+def _grounded(decision: Decision, wish: Wish, needs: Needs, state: State) -> Decision:
     if decision.route == "local":
         return decision
     if state.privacy or wish.privacy:
         return replace(decision, route="local", reason=Reason.PRIVACY, degraded=True)
+    if needs.private:
+        return replace(decision, route="local", reason=Reason.SENSITIVE, degraded=True)
     if not state.has_key:
         return replace(decision, route="local", reason=Reason.NO_KEY, degraded=True)
     return decision
 
 
-def instead(decision: Decision, failure: Failure, wish: Wish, state: State, routing: Routing) -> Decision | None:
+def instead(
+    decision: Decision, failure: Failure, wish: Wish, needs: Needs, state: State, routing: Routing
+) -> Decision | None:
     """Where to turn when the chosen model failed before its first word; `None` where the failure is the answer."""
     if decision.degraded or wish.route == "local":
         return None
@@ -126,7 +135,7 @@ def instead(decision: Decision, failure: Failure, wish: Wish, state: State, rout
         up = replace(decision, route="cloud", reason=Reason.LOCAL_FAILED, degraded=True)
     else:
         return None
-    up = _grounded(up, wish, state)
+    up = _grounded(up, wish, needs, state)
     return up if up.route == "cloud" else None
 
 

@@ -13,7 +13,7 @@ from daemon.api.errors import ApiError
 from daemon.api.explain import explanation, headers, new_request_id
 from daemon.api.wish import Asked, asked
 from daemon.config import Routing
-from daemon.dispatcher import Dispatcher
+from daemon.dispatcher import Dispatcher, SensitivePromptError
 from daemon.scorer import UnknownRouterError
 from models.interface import ChatRequest
 
@@ -121,8 +121,8 @@ class OpenAI:
                 if body.stream:
                     return await completion.stream(request, items, body.stream_options.include_usage)
                 return await completion.whole(items)
-        except UnknownRouterError as error:
-            raise ApiError(404, str(error), code="model_not_found", param="model") from None
+        except (UnknownRouterError, SensitivePromptError) as error:
+            raise _undecided(error) from None
         finally:
             completion.log()
 
@@ -131,8 +131,8 @@ class OpenAI:
         _, chat, ask = await self._read(request)
         try:
             chosen = await self._dispatcher.decide(chat, ask.wish)
-        except UnknownRouterError as error:
-            raise ApiError(404, str(error), code="model_not_found", param="model") from None
+        except (UnknownRouterError, SensitivePromptError) as error:
+            raise _undecided(error) from None
         id = new_request_id()
         return web.json_response(explanation(chosen, id), headers=headers(chosen, id, ask.warning))
 
@@ -153,6 +153,13 @@ class OpenAI:
         except ValidationError as error:
             raise _invalid(error) from None
         return body, body.request(raw), asked(body.model, request.headers, self._routing)
+
+
+def _undecided(error: UnknownRouterError | SensitivePromptError) -> ApiError:
+    if isinstance(error, UnknownRouterError):
+        return ApiError(404, str(error), code="model_not_found", param="model")
+    hint = "Ask for the model local, or send the header x-upcall-sensitive: allow."
+    return ApiError(409, f"{error} {hint}", code="sensitive")
 
 
 def _invalid(error: ValidationError) -> ApiError:

@@ -35,6 +35,10 @@ def asked(model: str, headers: Mapping[str, str], routing: Routing) -> Asked:
         if value not in ("on", "off"):
             raise _bad_header("x-upcall-privacy", "on; off leaves the settings as they are")
         wish = replace(wish, privacy=value == "on")
+    if value := headers.get("x-upcall-sensitive"):
+        if value != "allow":
+            raise _bad_header("x-upcall-sensitive", "allow, or left out")
+        wish = replace(wish, allow_sensitive=True)
     return Asked(wish, headers.get("x-upcall-explain") == "1", warning)
 
 

@@ -53,11 +53,18 @@ def test_what_the_local_model_cannot_do_goes_up_with_its_reason(needs: Needs, re
     assert decided(needs=needs, state=replace(OPEN, has_key=False)) == ("local", Reason.NO_KEY)
 
 
+def test_what_looks_private_stays_here_even_where_the_cloud_was_asked_for() -> None:
+    private = Needs(private="IBAN")
+    assert decided(needs=private) == ("local", Reason.SENSITIVE)
+    assert decided(Wish(route="cloud"), private) == ("local", Reason.SENSITIVE)
+    assert decided(needs=private, score=0.1) == ("local", Reason.BELOW_THRESHOLD)
+
+
 def failing(route: str, reason: Reason, code: FailureCode, **more: object) -> Decision | None:
     decision = Decision("cloud" if route == "cloud" else "local", reason, 0.6, 0.5, "mf@1")
     routing = Routing.model_validate({"on_local_failure": more.pop("on_local_failure", "error")})
     state = replace(OPEN, **more)  # type: ignore[arg-type]
-    return instead(decision, Failure(code, "it failed"), Wish(), state, routing)
+    return instead(decision, Failure(code, "it failed"), Wish(), PLAIN, state, routing)
 
 
 @pytest.mark.parametrize("code", [code for code in FailureCode if code is not FailureCode.CONTEXT_LENGTH])
@@ -80,7 +87,7 @@ def test_a_prompt_that_does_not_fit_goes_up_unless_it_was_to_stay() -> None:
     assert (up.route, up.reason) == ("cloud", Reason.CONTEXT_LENGTH)
     assert failing("local", Reason.BELOW_THRESHOLD, FailureCode.CONTEXT_LENGTH, privacy=True) is None
     stay = Decision("local", Reason.FORCED_LOCAL)
-    assert instead(stay, Failure(FailureCode.CONTEXT_LENGTH, ""), Wish(route="local"), OPEN, Routing()) is None
+    assert instead(stay, Failure(FailureCode.CONTEXT_LENGTH, ""), Wish(route="local"), PLAIN, OPEN, Routing()) is None
 
 
 @pytest.mark.parametrize(
@@ -100,7 +107,8 @@ def test_a_wrong_request_is_not_tried_on_the_other_model(code: FailureCode) -> N
 def test_there_is_one_turn_and_no_way_back() -> None:
     turned = Decision("local", Reason.CLOUD_FAILED, degraded=True)
     assert (
-        instead(turned, Failure(FailureCode.UNAVAILABLE, ""), Wish(), OPEN, Routing(on_local_failure="cloud")) is None
+        instead(turned, Failure(FailureCode.UNAVAILABLE, ""), Wish(), PLAIN, OPEN, Routing(on_local_failure="cloud"))
+        is None
     )
 
 

@@ -105,17 +105,18 @@ async def measure(seconds: float, litellm: Path | None) -> None:
 
 
 async def compare(paths: dict[str, int], processes: dict[str, psutil.Process], seconds: float) -> None:
-    async with aiohttp.ClientSession() as session:
-        for clients in (1, 32):
-            samples = {name: Sample() for name in paths}
-            for turn in range(5):
-                for name, port in paths.items():
-                    # The first turn warms up connections, imports and the cloud worker.
-                    kept = samples[name] if turn else Sample()
-                    before = processor(processes[name])
+    for clients in (1, 32):
+        samples = {name: Sample() for name in paths}
+        for turn in range(5):
+            for name, port in paths.items():
+                # The first turn warms up imports and the cloud worker.
+                kept = samples[name] if turn else Sample()
+                before = processor(processes[name])
+                # Connections of their own, for servers close those that rest while others have their turn.
+                async with aiohttp.ClientSession() as session:
                     await ask_for(session, port, clients, seconds / 4, kept)
-                    kept.processor += (processor(processes[name]) - before) * 1e3
-            report(clients, samples)
+                kept.processor += (processor(processes[name]) - before) * 1e3
+        report(clients, samples)
 
 
 def processor(process: psutil.Process) -> float:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -47,6 +47,7 @@ config_option = click.option(
 @click.option("--cloud-share", type=float, help="Share of prompts that may go to the cloud, 0 to 1.")
 @click.option("--privacy/--no-privacy", default=None, help="Keep everything on this machine for this run.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="Lines for people, or JSON objects.")
 def serve(
     config: Path | None,
     port: int | None,
@@ -54,14 +55,16 @@ def serve(
     cloud_share: float | None,
     privacy: bool | None,
     log_level: str | None,
+    log_format: str | None,
 ) -> None:
-    """Run the daemon in the foreground."""
-    flags = {
+    """Run the daemon in the foreground; SIGHUP has it read its settings again."""
+    flags: Flags = {
         ("server", "port"): port,
         ("local", "model"): local_model,
         ("routing", "cloud_share"): cloud_share,
         ("privacy", "mode"): privacy,
         ("log", "level"): log_level,
+        ("log", "format"): log_format,
     }
     settings = _settings(config, flags)
 
@@ -73,7 +76,7 @@ def serve(
     set_up_logging(settings.log)
 
     async def run() -> int:
-        return await Supervisor(settings).run()
+        return await Supervisor(settings, lambda: _load(config, flags)).run()
 
     sys.exit(asyncio.run(run()))
 
@@ -233,21 +236,33 @@ def service_uninstall() -> None:
     click.echo(f"removed {units.uninstall()}; run `systemctl --user daemon-reload`")
 
 
-def _settings(path: Path | None, flags: dict[tuple[str, str], Any] | None = None) -> "Settings":
-    from daemon import resolve
-    from daemon.config import ConfigError, load
+Flags: TypeAlias = dict[tuple[str, str], Any]
+"""Values by section and name; `None` where a flag was not given."""
 
-    nested: dict[str, dict[str, Any]] = {}
-    for (section, name), value in (flags or {}).items():
-        if value is not None:
-            nested.setdefault(section, {})[name] = value
+
+def _settings(path: Path | None, flags: Flags | None = None) -> "Settings":
+    """The settings, or the end with one line per mistake."""
+    from daemon.config import ConfigError
+
     try:
-        settings = load(path, nested)
-        resolve.cloud(settings.cloud)
+        return _load(path, flags or {})
     except ConfigError as error:
         for line in str(error).splitlines():
             click.echo(f"upcall: {line}", err=True)
         sys.exit(2)
+
+
+def _load(path: Path | None, flags: Flags) -> "Settings":
+    """Raises `ConfigError`."""
+    from daemon import resolve
+    from daemon.config import load
+
+    nested: dict[str, dict[str, Any]] = {}
+    for (section, name), value in flags.items():
+        if value is not None:
+            nested.setdefault(section, {})[name] = value
+    settings = load(path, nested)
+    resolve.cloud(settings.cloud)
     return settings
 
 

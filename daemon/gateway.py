@@ -1,32 +1,43 @@
-"""The process that serves HTTP: `python -m daemon.gateway FD`, with the settings on standard input."""
+"""The process that serves HTTP: `python -m daemon.gateway LINK [LISTENER]`, with the settings on standard input.
+
+LINK and LISTENER are inherited file descriptors; without the second the gateway binds a socket of its own.
+"""
 
 import asyncio
 import errno
+import ipaddress
 import signal
 import socket
 import sys
+from dataclasses import dataclass
 
 from aiohttp import web
 
 from daemon.app import build
 from daemon.config import Settings
 from daemon.logs import set_up_logging
-from daemon.scorer import Scorer
+from daemon.scorer import Scorer, UnknownRouterError
+from daemon.systemd import ActivationError
 from daemon.workers import Workers
 from models.store import Store
 
 EXIT_CANNOT_LISTEN = 2
+STOP_SECONDS = 2.0
+"""What answers under way get to finish once the daemon is to stop."""
+FINISH_POLL_SECONDS = 0.2
+"""How often a server that no longer accepts is looked at for whether it has finished."""
 
 
 def main() -> int:
     settings = Settings.model_validate_json(sys.stdin.buffer.read())
     set_up_logging(settings.log)
+    link, *inherited = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     try:
-        listener = listen(settings)
-    except OSError as error:
+        listener = _accepted(inherited[0]) if inherited else listen(settings)
+    except (OSError, ActivationError) as error:
         print(_why_not(error, settings), file=sys.stderr)
         return EXIT_CANNOT_LISTEN
-    asyncio.run(serve(settings, listener, socket.socket(fileno=int(sys.argv[1]))))
+    asyncio.run(serve(settings, listener, link))
     return 0
 
 
@@ -38,31 +49,129 @@ def listen(settings: Settings) -> socket.socket:
 
 async def serve(settings: Settings, listener: socket.socket, link: socket.socket) -> None:
     """Answer requests until SIGTERM or until the supervisor is gone."""
-    workers = Workers(link, settings.cloud.idle_seconds)
-    scorer = Scorer(settings.routing, Store())
+    workers = Workers(link, settings.cloud)
+    gateway = Gateway(settings, listener, workers)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await gateway.start()
     host, port = listener.getsockname()[:2]
-    # A client that hangs up cancels its handler, and with it the model's work.
-    runner = web.AppRunner(
-        build(settings, workers, scorer, lambda: port), handler_cancellation=True, access_log=None, shutdown_timeout=2
-    )
-    await runner.setup()
-    await web.SockSite(runner, listener).start()
     workers.announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     background = [
-        asyncio.create_task(work) for work in (scorer.load(), workers.rest_cloud(), workers.supervisor_gone.wait())
+        asyncio.create_task(work)
+        for work in (
+            gateway.load(),
+            workers.rest_cloud(),
+            gateway.reload(),
+            workers.supervisor_gone.wait(),
+            stop.wait(),
+        )
     ]
-    ends = [asyncio.create_task(stop.wait()), background[-1]]
-    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    await runner.cleanup()
+    await asyncio.wait(background[2:], return_when=asyncio.FIRST_COMPLETED)
+    await gateway.close()
     for task in background:
         task.cancel()
     await workers.close()
-    scorer.close()
 
 
-def _why_not(error: OSError, settings: Settings) -> str:
+@dataclass(frozen=True, slots=True, eq=False)
+class Serving:
+    """One application, its settings, and what it scores with."""
+
+    settings: Settings
+    scorer: Scorer
+    runner: web.AppRunner
+    site: web.SockSite
+
+
+class Gateway:
+    """Serves on one listener, by one application after the other.
+
+    A reload builds the next application; the one before stops accepting and finishes what it has begun. So a request
+    is served by the same settings from its first byte to its last.
+    """
+
+    def __init__(self, settings: Settings, listener: socket.socket, workers: Workers) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._workers = workers
+        self._scorer = Scorer(settings.routing, Store())
+        self._serving: list[Serving] = []
+        self._finishing: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        self._serving.append(await self._serve(self._settings, self._scorer))
+
+    async def load(self) -> None:
+        await self._scorer.load()
+
+    async def reload(self) -> None:
+        """Take over settings as the supervisor sends them. Never returns."""
+        while True:
+            settings = await self._workers.reloads.get()
+            before = self._serving[-1]
+            scorer = before.scorer
+            if settings.routing != before.settings.routing:
+                scorer = Scorer(settings.routing, Store())
+                try:
+                    await scorer.load()
+                except UnknownRouterError as error:
+                    scorer.close()
+                    self._workers.reloaded(settings, str(error))
+                    continue
+            set_up_logging(settings.log)
+            self._serving.append(await self._serve(settings, scorer))
+            self._workers.reloaded(settings)
+            task = asyncio.create_task(self._finish(before))
+            self._finishing.add(task)
+            task.add_done_callback(self._finishing.discard)
+
+    async def close(self) -> None:
+        """Stop accepting, and give what is under way `STOP_SECONDS`."""
+        for task in self._finishing:
+            task.cancel()
+        await asyncio.gather(*(serving.runner.cleanup() for serving in self._serving))
+        for serving in self._serving:
+            serving.scorer.close()
+
+    async def _serve(self, settings: Settings, scorer: Scorer) -> Serving:
+        port = self._listener.getsockname()[1]
+        app = build(settings, self._workers, scorer, lambda: port)
+        # A client that hangs up cancels its handler, and with it the model's work.
+        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=STOP_SECONDS)
+        await runner.setup()
+        # A site closes the socket that it was given when it stops.
+        site = web.SockSite(runner, self._listener.dup())
+        await site.start()
+        return Serving(settings, scorer, runner, site)
+
+    async def _finish(self, serving: Serving) -> None:
+        await serving.site.stop()
+        server = serving.runner.server
+        assert server is not None
+        server.pre_shutdown()
+        while server.connections:  # noqa: ASYNC110 - aiohttp tells nobody when the last one is gone
+            await asyncio.sleep(FINISH_POLL_SECONDS)
+        await serving.runner.cleanup()
+        self._serving.remove(serving)
+        if all(other.scorer is not serving.scorer for other in self._serving):
+            serving.scorer.close()
+
+
+def _accepted(listener: socket.socket) -> socket.socket:
+    """`listener`, if it is one that upcall may serve on. Raises `ActivationError`."""
+    if listener.family not in (socket.AF_INET, socket.AF_INET6):
+        raise ActivationError("upcall.socket passes a socket that is not TCP; give it ListenStream=127.0.0.1:8484")
+    address = listener.getsockname()[0]
+    if not ipaddress.ip_address(address).is_loopback:
+        raise ActivationError(
+            f"upcall.socket listens on {address}, which is not a loopback address; give it ListenStream=127.0.0.1:8484"
+        )
+    return listener
+
+
+def _why_not(error: OSError | ActivationError, settings: Settings) -> str:
+    if isinstance(error, ActivationError):
+        return f"upcall cannot listen: {error}."
     where = f"{settings.server.host}:{settings.server.port}"
     if error.errno == errno.EADDRINUSE:
         return f"upcall cannot listen on {where}: {_holder(settings.server.port)}; stop it, or set server.port."

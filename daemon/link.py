@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
+from daemon.config import Settings
 from daemon.prices import Price
 
 WorkerName: TypeAlias = Literal["local", "cloud"]
@@ -83,7 +84,31 @@ class Priced:
     kind: Literal["priced"] = "priced"
 
 
-Message: TypeAlias = Listening | Want | SetPrivacy | CheckKey | WorkerUp | WorkerDown | Standing | Priced
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """The gateway is to serve by these settings from now on, and to answer with `Reloaded`."""
+
+    settings: Settings
+    kind: Literal["reload"] = "reload"
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    refusal: str
+    """Why the gateway keeps the old settings: one line for people, or nothing."""
+    kind: Literal["reloaded"] = "reloaded"
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The supervisor asks whether requests are served; the gateway's event loop sends it back."""
+
+    kind: Literal["beat"] = "beat"
+
+
+Message: TypeAlias = (
+    Listening | Want | SetPrivacy | CheckKey | WorkerUp | WorkerDown | Standing | Priced | Reload | Reloaded | Beat
+)
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 

@@ -4,22 +4,26 @@ It sees no prompt and parses no model. Privacy mode lives here: while it is on, 
 """
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from daemon import keys, prices, privacy, resolve, systemd
-from daemon.config import Settings
+from daemon.config import ConfigError, Settings
 from daemon.link import (
+    Beat,
     CheckKey,
     Link,
     Listening,
     Message,
     Priced,
+    Reload,
+    Reloaded,
     SetPrivacy,
     Standing,
     Want,
@@ -27,6 +31,8 @@ from daemon.link import (
     WorkerName,
     WorkerUp,
 )
+from daemon.logs import set_up_logging
+from daemon.reload import takeover
 from models.store import Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -37,6 +43,8 @@ RESTART_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses before restarts of a worker that keeps ending."""
 STEADY_SECONDS = 60.0
 """A worker that ran for so long is taken to be well again."""
+BEATS_PER_TIMEOUT = 3
+"""How often the gateway is asked for a sign of life within the time that systemd waits for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +53,28 @@ class Worker:
     started: float
 
 
+EXIT_CANNOT_LISTEN = 2
+
+
 class Supervisor:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reread: Callable[[], Settings]) -> None:
+        """`reread` gives the settings as they are now, for a reload; it may raise `ConfigError`."""
         self._settings = settings
+        self._reread = reread
         self._store = Store()
         self._gateway: asyncio.subprocess.Process | None = None
         self._link: Link | None = None
         self._workers: dict[WorkerName, Worker] = {}
+        self._retired: set[Worker] = set()
+        """Cloud workers of earlier settings, which finish what they have begun."""
         self._failures: dict[WorkerName, int] = {"local": 0, "cloud": 0}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
-        self._listening = False
+        self._url = ""
+        """Where requests are served, once they are."""
+        self._listening = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._refusals = asyncio.Queue[str]()
         self._standing = Standing(privacy=privacy.is_on(settings), pinned=settings.privacy.mode, has_key=False, key="")
 
     async def run(self) -> int:
@@ -63,10 +82,18 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        await self._start_gateway()
+        # In a terminal SIGHUP says that the terminal is gone.
+        hang_up = self._stopping.set if sys.stderr.isatty() else lambda: self._spawn(self._reload())
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
+        try:
+            await self._start_gateway()
+        except systemd.ActivationError as error:
+            log.error("%s", error)
+            return EXIT_CANNOT_LISTEN
         self._spawn(self._look_for_key())
         self._spawn(self._start_worker("local"))
         self._spawn(self._look_up_price())
+        self._spawn(self._ask_for_beats())
         stopping = asyncio.create_task(self._stopping.wait())
         assert self._gateway is not None
         gateway_end = asyncio.create_task(self._gateway.wait())
@@ -78,14 +105,15 @@ class Supervisor:
         stopping.cancel()
         if not unexpected:
             return 0
-        if self._listening:
+        if self._listening.is_set():
             log.error("the gateway ended unexpectedly with status %s", gateway_end.result())
         return gateway_end.result() or 1
 
     async def _start_gateway(self) -> None:
+        listener = systemd.listener()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._gateway = await self._child("daemon.gateway", theirs)
+        with theirs, listener or contextlib.nullcontext():
+            self._gateway = await self._child("daemon.gateway", [theirs, listener] if listener else [theirs])
         self._link = Link(ours, self._on_message)
         self._link.send(self._standing)
 
@@ -102,18 +130,19 @@ class Supervisor:
                 return
         ours, theirs = socket.socketpair()
         with theirs:
-            process = await self._child("daemon.worker", theirs, name)
+            process = await self._child("daemon.worker", [theirs], name)
         worker = Worker(process, asyncio.get_running_loop().time())
         self._workers[name] = worker
         self._tell(WorkerUp(name), ours)
         ours.close()
         self._spawn(self._watch(name, worker))
 
-    async def _child(self, module: str, sock: socket.socket, *arguments: str) -> asyncio.subprocess.Process:
-        """A Python process that inherits `sock` and reads the settings from its standard input."""
+    async def _child(self, module: str, socks: Sequence[socket.socket], *arguments: str) -> asyncio.subprocess.Process:
+        """A Python process that inherits `socks` and reads the settings from its standard input."""
+        fds = [sock.fileno() for sock in socks]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", module, str(sock.fileno()), *arguments,
-            stdin=asyncio.subprocess.PIPE, pass_fds=[sock.fileno()], start_new_session=True,
+            sys.executable, "-m", module, *map(str, fds), *arguments,
+            stdin=asyncio.subprocess.PIPE, pass_fds=fds, start_new_session=True,
         )  # fmt: skip
         assert process.stdin is not None
         process.stdin.write(self._settings.model_dump_json().encode())
@@ -122,6 +151,7 @@ class Supervisor:
 
     async def _watch(self, name: WorkerName, worker: Worker) -> None:
         status = await worker.process.wait()
+        self._retired.discard(worker)
         if self._stopping.is_set() or self._workers.get(name) is not worker:
             return
         del self._workers[name]
@@ -140,9 +170,14 @@ class Supervisor:
     def _on_message(self, message: Message | None, _: socket.socket | None) -> None:
         match message:
             case Listening(url=url):
-                self._listening = True
+                self._url = url
+                self._listening.set()
                 log.info("listening on %s", url)
-                systemd.notify(f"READY=1\nSTATUS=Listening on {url}")
+                systemd.notify("READY=1", f"STATUS=Listening on {url}")
+            case Beat():
+                systemd.notify("WATCHDOG=1")
+            case Reloaded(refusal=refusal):
+                self._refusals.put_nowait(refusal)
             case Want(worker=name):
                 if name == "cloud" or name not in self._workers:
                     self._spawn(self._start_worker(name))
@@ -159,10 +194,56 @@ class Supervisor:
             self._stand(privacy=on)
         else:
             self._stand()
-        if self._standing.privacy and (cloud := self._workers.pop("cloud", None)):
-            # Not asked to end but killed: what is on its way up is to stop here and now.
+        if self._standing.privacy:
+            self._kill_cloud()
+
+    def _kill_cloud(self) -> None:
+        """Not asked to end but killed: what is on its way up is to stop here and now."""
+        for worker in self._retired:
+            worker.process.kill()
+        if cloud := self._workers.pop("cloud", None):
             cloud.process.kill()
             self._tell(WorkerDown("cloud", "privacy mode is on"))
+
+    async def _ask_for_beats(self) -> None:
+        """Feed systemd's watchdog with what the gateway's event loop sends back, and with nothing else."""
+        if seconds := systemd.watchdog_seconds():
+            while True:
+                self._tell(Beat())
+                await asyncio.sleep(seconds / BEATS_PER_TIMEOUT)
+
+    async def _reload(self) -> None:
+        async with self._reloading:
+            await self._listening.wait()
+            systemd.reloading()
+            refusal = await self._take_over_settings()
+            if refusal:
+                log.error("the settings were not reloaded, the earlier ones hold: %s", refusal)
+            status = f"Listening on {self._url}" + (f"; settings not reloaded: {refusal}" if refusal else "")
+            systemd.notify("READY=1", f"STATUS={status}")
+
+    async def _take_over_settings(self) -> str:
+        """Serve by the settings as they are now; otherwise the reason why not, on one line."""
+        try:
+            settings, left = takeover(self._settings, self._reread())
+        except ConfigError as error:
+            return "; ".join(str(error).splitlines())
+        self._tell(Reload(settings))
+        if refusal := await self._refusals.get():
+            return refusal
+        before, self._settings = self._settings, settings
+        set_up_logging(settings.log)
+        if settings.cloud != before.cloud and (worker := self._workers.pop("cloud", None)):
+            self._retired.add(worker)
+        self._stand(privacy=privacy.is_on(settings), pinned=settings.privacy.mode)
+        if self._standing.privacy:
+            self._kill_cloud()
+        self._spawn(self._look_for_key())
+        self._spawn(self._look_up_price())
+        log.info("the settings were reloaded")
+        if left:
+            log.warning("%s changed, which a restart applies: systemctl --user restart upcall", ", ".join(left))
+        return ""
 
     async def _look_for_key(self) -> None:
         name = resolve.cloud(self._settings.cloud).key_name
@@ -193,7 +274,7 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     async def _stop(self) -> None:
-        children = [worker.process for worker in self._workers.values()]
+        children = [worker.process for worker in (*self._workers.values(), *self._retired)]
         if self._gateway:
             children.insert(0, self._gateway)
         await asyncio.gather(*map(_end, children))

@@ -1,4 +1,4 @@
-"""Talking with the service manager (sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3)); without systemd, nothing."""
+"""Talking with the service manager: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3). Without one, nothing."""
 
 import os
 import socket

@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from daemon.config import Cloud, Settings
 from daemon.link import (
+    Beat,
     CheckKey,
     Link,
     Listening,
     Message,
     Priced,
+    Reload,
+    Reloaded,
     SetPrivacy,
     Standing,
     Want,
@@ -35,13 +39,16 @@ ANSWER_SECONDS = 5.0
 class Workers:
     """Connections to the workers, as the supervisor hands them over."""
 
-    def __init__(self, sock: socket.socket, cloud_idle_seconds: float) -> None:
+    def __init__(self, sock: socket.socket, cloud: Cloud) -> None:
         self.standing = Standing(privacy=True, pinned=True, has_key=False, key="not looked for yet")
         self.price: Price | None = None
         """Of the strong model; `None` while it is not known."""
         self.why_down: dict[WorkerName, str] = {}
-        self._cloud_idle = cloud_idle_seconds
+        self.reloads = asyncio.Queue[Settings]()
+        """Settings that the gateway is to take over, each to be answered by `reloaded`."""
+        self._cloud = cloud
         self._clients: dict[WorkerName, WorkerClient] = {}
+        self._retired: list[WorkerClient] = []
         self._local = ModelStatus(name="local", state="failed")
         self._changed = asyncio.Condition()
         self._asked_key = 0.0
@@ -52,6 +59,14 @@ class Workers:
     def announce(self, url: str) -> None:
         """Tell the supervisor that requests are served."""
         self._link.send(Listening(url))
+
+    def reloaded(self, settings: Settings, refusal: str = "") -> None:
+        """Tell the supervisor how a reload went. Where the cloud changed, its worker finishes what it has and goes."""
+        if not refusal and settings.cloud != self._cloud:
+            self._cloud, self.price = settings.cloud, None
+            if client := self._clients.pop("cloud", None):
+                self._retired.append(client)
+        self._link.send(Reloaded(refusal))
 
     async def get(self, name: WorkerName) -> WorkerClient | None:
         """The worker, started if need be; `None`, with `why_down`, where the supervisor could or would not."""
@@ -89,15 +104,17 @@ class Workers:
     async def rest_cloud(self) -> None:
         """Let the cloud worker end, and forget the key, whenever it has been idle for long enough. Never returns."""
         while True:
-            await asyncio.sleep(min(self._cloud_idle, 30) / 4)
+            await asyncio.sleep(min(self._cloud.idle_seconds, 30) / 4)
             client = self._clients.get("cloud")
-            if client and client.idle_seconds > self._cloud_idle:
-                del self._clients["cloud"]
+            if client and client.idle_seconds > self._cloud.idle_seconds:
+                self._retired.append(self._clients.pop("cloud"))
+            for client in [client for client in self._retired if client.idle_seconds]:
+                self._retired.remove(client)
                 await client.close()
 
     async def close(self) -> None:
         self._link.close()
-        for client in self._clients.values():
+        for client in [*self._clients.values(), *self._retired]:
             await client.close()
 
     def _alive(self, name: WorkerName) -> bool:
@@ -123,6 +140,10 @@ class Workers:
                 case WorkerUp(worker=name) if sock is not None:
                     self._clients[name] = await WorkerClient.over(name, sock)
                     self.why_down.pop(name, None)
+                case Reload(settings=settings):
+                    self.reloads.put_nowait(settings)
+                case Beat():
+                    self._link.send(Beat())
                 case _:
                     log.warning("the supervisor sent an unexpected %s", type(message).__name__)
             self._changed.notify_all()

@@ -56,7 +56,8 @@ class Session:
         self.daemon.stdin.write(PASSWORD.encode())
         self.daemon.stdin.close()
         deadline = time.monotonic() + 30
-        while self.call("org.freedesktop.Secret.Collection", "Locked") != "false":
+        # Asking before the daemon owns the name would have the bus start another one, which nobody unlocks.
+        while not (self.owned() and self.call("org.freedesktop.Secret.Collection", "Locked") == "false"):
             assert time.monotonic() < deadline, "gnome-keyring did not come up"
             time.sleep(0.05)
 
@@ -77,6 +78,14 @@ class Session:
             capture_output=True, text=True,
         )  # fmt: skip
         return done.stdout.split()[-1] if done.returncode == 0 else ""
+
+    def owned(self) -> bool:
+        done = subprocess.run(
+            ["dbus-send", "--session", "--print-reply=literal", "--dest=org.freedesktop.DBus", "/org/freedesktop/DBus",
+             "org.freedesktop.DBus.NameHasOwner", "string:org.freedesktop.secrets"],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        return done.stdout.split()[-1:] == ["true"]
 
     def stop(self) -> None:
         for process in (self.daemon, self.bus):

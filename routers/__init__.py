@@ -2,6 +2,6 @@
 
 import os
 
-# ONNX Runtime's releases for Linux (1.32) keep an identifier in ~/.cache and report their use to the makers; this, read once
-# when it loads, forbids both.
+# ONNX Runtime's releases for Linux (1.32) keep an identifier in ~/.cache and report their use to the makers. This, read
+# once when it loads, forbids both.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -114,7 +114,8 @@ def session(monkeypatch: pytest.MonkeyPatch, require) -> Iterator[Session]:
 def keyring(session: Session, require) -> Session:
     """An unlocked gnome-keyring."""
     require(shutil.which("gnome-keyring-daemon"), "needs gnome-keyring (make test-deps)")
-    session.start_bus()
+    # A bus that can activate services would start a second, locked keyring for whoever asks before this one is up.
+    session.start_bus(services=False)
     session.start_keyring()
     return session
 

@@ -11,6 +11,7 @@ import fcntl
 import importlib.resources
 import os
 import re
+import shutil
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -99,9 +100,10 @@ class Store:
 
     def pull_url(self, url: str, sha256: str, name: str, progress: Progress = lambda _done, _total: None) -> Path:
         """Bring a GGUF that the catalogue does not have, and know it by `name` from then on. Raises `StoreError`."""
-        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name) or name in {entry.name for entry in _catalogue()}:
+        taken = {entry.name for entry in _catalogue()}
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name) or ".gguf" in name or name in taken:
             raise StoreError(
-                f"{name!r} cannot be the name: take another one, of small letters, digits, dot, dash, underscore"
+                f"{name!r} cannot be the name: take another one, of small letters, digits, dot, dash, underscore, and no .gguf"
             )
         if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
             raise StoreError("a SHA-256 of 64 hexadecimal digits is needed: the page that offers the file shows it")
@@ -129,12 +131,16 @@ class Store:
         return path
 
     def remove(self, name: str) -> None:
-        """Delete a model's file, what is left of unfinished pulls, and a name added by URL."""
+        """Delete a model's file, all that lies beside it under its name, and a name added by URL."""
         entry = self.find(name)
         with self._locked(entry.file):
-            for path in (self.root / entry.file, _note_path(self.root / entry.file)):
-                path.unlink(missing_ok=True)
-            discard(self._part(entry))
+            (self.root / entry.file).unlink(missing_ok=True)
+            # Its note, unfinished pulls, and what its users derived from it.
+            for path in self.root.glob(f"{entry.file}.*"):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
         with self._locked("added.json"):
             if entry in (added := self._added()):
                 self._write_added([other for other in added if other != entry])

@@ -78,13 +78,14 @@ def test_a_name_added_by_url_is_known_to_the_next_process_until_removed(own: Sto
     own.pull_url(mirror.url, mirror.sha256.upper(), "mine")
     entry = Store(own.root).find("mine")
     assert (entry.kind, entry.size, entry.sha256) == ("gguf", len(CONTENT), mirror.sha256)
+    (own.root / "mine.gguf.derived").mkdir()
     Store(own.root).remove("mine")
     assert not list(own.root.glob("mine*"))
     with pytest.raises(StoreError, match="no model is called"):
         own.find("mine")
 
 
-@pytest.mark.parametrize("name", ["llama3-8b", "../evil", "a/b", "", ".hidden", "Capital", "x" * 65])
+@pytest.mark.parametrize("name", ["llama3-8b", "../evil", "a/b", "", ".hidden", "Capital", "mine.gguf", "x" * 65])
 def test_a_name_that_is_taken_or_leads_elsewhere_is_refused(own: Store, serve: Callable, name: str) -> None:
     mirror = serve(CONTENT)
     with pytest.raises(StoreError, match="cannot be the name"):

@@ -3,6 +3,7 @@
 import logging
 import traceback
 from collections.abc import Callable
+from functools import partial
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -13,7 +14,8 @@ from daemon.api.errors import ApiError
 from daemon.api.openai import OpenAI
 from daemon.config import Settings
 from daemon.dispatcher import Dispatcher
-from daemon.guard import guard
+from daemon.guard import Guard
+from daemon.patience import Patience
 from daemon.scorer import Scorer
 from daemon.workers import Workers
 
@@ -22,16 +24,26 @@ log = logging.getLogger(__name__)
 HEADER_BYTES = 16 * 2**10
 
 
-def build(settings: Settings, workers: Workers, scorer: Scorer, port: Callable[[], int]) -> web.Application:
+def build(
+    settings: Settings, workers: Workers, scorer: Scorer, patience: Patience, port: Callable[[], int]
+) -> web.Application:
     """`port` gives the port that Host headers must name, known once the socket is bound."""
+    guard = Guard(settings.server, port, lambda: workers.standing.token_sha256)
     app = web.Application(
-        middlewares=[errors, guard(settings.server.allowed_hosts, port)],
+        middlewares=[patience.middleware, errors, guard.middleware],
         client_max_size=settings.server.max_body_bytes,
         handler_args={"max_field_size": HEADER_BYTES, "max_line_size": HEADER_BYTES},
     )
+    app.on_response_prepare.append(guard.grant)
+    app.on_response_prepare.append(partial(_tell_privacy, workers))
     app.add_routes(OpenAI(Dispatcher(settings, workers, scorer), settings.routing).routes())
     app.add_routes(Control(settings, workers, scorer).routes())
     return app
+
+
+async def _tell_privacy(workers: Workers, _: web.Request, response: web.StreamResponse) -> None:
+    if workers.standing.privacy:
+        response.headers["x-upcall-privacy"] = "on"
 
 
 @web.middleware

@@ -27,13 +27,13 @@ def call(
     headers: Mapping[str, str] | None = None,
     timeout: float = SECONDS,
 ) -> dict[str, Any]:
-    """One request to the daemon that `server` describes. Raises `NotRunning` and `DaemonError`."""
+    """One request to the daemon that `server` describes. Raises `NotRunning`, `DaemonError` and `KeyUnavailable`."""
     host = f"[{server.host}]" if ":" in server.host else server.host
     request = urllib.request.Request(
         f"http://{host}:{server.port}{path}",
         method=method,
         data=None if body is None else json.dumps(body).encode(),
-        headers={"Content-Type": "application/json", **(headers or {})},
+        headers={"Content-Type": "application/json", **_authorization(server), **(headers or {})},
     )
     # Without an explicit empty table a proxy in the environment would get the request.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -46,3 +46,11 @@ def call(
     except (urllib.error.URLError, ConnectionError) as error:
         message = f"no upcall daemon answers at {host}:{server.port} ({error}); start one with `upcall serve`"
         raise NotRunning(message) from None
+
+
+def _authorization(server: Server) -> dict[str, str]:
+    if not server.token:
+        return {}
+    from daemon.keys import SERVER_TOKEN, find
+
+    return {"Authorization": f"Bearer {find(SERVER_TOKEN)}"}

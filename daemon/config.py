@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 ENV_PREFIX = "UPCALL_"
@@ -29,24 +29,35 @@ class Section(BaseModel):
 
 class Server(Section):
     host: str = "127.0.0.1"
-    """Address to listen on. Only loopback addresses: there is no authentication."""
+    """Address to listen on; any but a loopback address needs `token`."""
     port: int = Field(default=8484, ge=0, le=65535)
     """TCP port; 0 takes a free one and prints it."""
     allowed_hosts: tuple[str, ...] = ()
     """Names, besides loopback addresses and `localhost`, that a request's Host header may carry."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of web pages that may use upcall, such as `https://chat.example.org`."""
+    token: bool = False
+    """Ask every request for the token that `upcall key set server` stored."""
+    max_concurrent: int = Field(default=64, ge=1)
+    """Requests that one client address may have open."""
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
     """Largest request body."""
 
-    @field_validator("host")
-    @classmethod
-    def _loopback(cls, host: str) -> str:
+    @property
+    def is_loopback(self) -> bool:
         try:
-            loopback = ipaddress.ip_address(host).is_loopback
+            return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
-            loopback = host == "localhost"
-        if not loopback:
-            raise ValueError(f"{host} is not a loopback address; use 127.0.0.1 or ::1")
-        return host
+            return self.host == "localhost"
+
+    @model_validator(mode="after")
+    def _not_open_to_anybody(self) -> "Server":
+        if not self.is_loopback and not self.token:
+            raise ValueError(
+                f"{self.host} is not a loopback address: use 127.0.0.1, or set server.token = true, so that only who "
+                "has the token is served"
+            )
+        return self
 
 
 class Routing(Section):
@@ -117,6 +128,8 @@ class Cloud(Section):
 class Privacy(Section):
     mode: bool = False
     """Keep everything on this machine; while this is set, `upcall privacy off` is refused."""
+    enforcement: Literal["kernel", "best-effort"] = "kernel"
+    """Privacy mode starts only where the kernel can hold the processes to it; or without, on upcall's own word."""
 
 
 SensitiveKind: TypeAlias = Literal["secret", "payment", "contact", "identity"]

@@ -4,6 +4,7 @@ LINK and LISTENER are inherited file descriptors; without the second the gateway
 """
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
 import signal
@@ -11,11 +12,14 @@ import socket
 import sys
 from dataclasses import dataclass
 
+import platformdirs
 from aiohttp import web
 
 from daemon.app import build
 from daemon.config import Settings
+from daemon.confine import Confinement, confine
 from daemon.logs import set_up_logging
+from daemon.patience import Patience
 from daemon.scorer import Scorer, UnknownRouterError
 from daemon.systemd import ActivationError
 from daemon.workers import Workers
@@ -37,7 +41,8 @@ def main() -> int:
     except (OSError, ActivationError) as error:
         print(_why_not(error, settings), file=sys.stderr)
         return EXIT_CANNOT_LISTEN
-    asyncio.run(serve(settings, listener, link))
+    confinement = _confine()
+    asyncio.run(serve(settings, listener, link, confinement))
     return 0
 
 
@@ -47,7 +52,7 @@ def listen(settings: Settings) -> socket.socket:
     return socket.create_server((settings.server.host, settings.server.port), family=family, backlog=128)
 
 
-async def serve(settings: Settings, listener: socket.socket, link: socket.socket) -> None:
+async def serve(settings: Settings, listener: socket.socket, link: socket.socket, confinement: Confinement) -> None:
     """Answer requests until SIGTERM or until the supervisor is gone."""
     workers = Workers(link, settings.cloud)
     gateway = Gateway(settings, listener, workers)
@@ -55,7 +60,7 @@ async def serve(settings: Settings, listener: socket.socket, link: socket.socket
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await gateway.start()
     host, port = listener.getsockname()[:2]
-    workers.announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    workers.announce(f"http://{f'[{host}]' if ':' in host else host}:{port}", confinement)
     background = [
         asyncio.create_task(work)
         for work in (
@@ -81,6 +86,8 @@ class Serving:
     scorer: Scorer
     runner: web.AppRunner
     site: web.SockSite
+    watch: "asyncio.Task[None]"
+    """Over its connections."""
 
 
 class Gateway:
@@ -127,7 +134,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Stop accepting, and give what is under way `STOP_SECONDS`."""
-        for task in self._finishing:
+        for task in (*self._finishing, *(serving.watch for serving in self._serving)):
             task.cancel()
         await asyncio.gather(*(serving.runner.cleanup() for serving in self._serving))
         for serving in self._serving:
@@ -135,14 +142,16 @@ class Gateway:
 
     async def _serve(self, settings: Settings, scorer: Scorer) -> Serving:
         port = self._listener.getsockname()[1]
-        app = build(settings, self._workers, scorer, lambda: port)
+        patience = Patience()
+        app = build(settings, self._workers, scorer, patience, lambda: port)
         # A client that hangs up cancels its handler, and with it the model's work.
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=STOP_SECONDS)
         await runner.setup()
         # A site closes the socket that it was given when it stops.
         site = web.SockSite(runner, self._listener.dup())
         await site.start()
-        return Serving(settings, scorer, runner, site)
+        assert runner.server is not None
+        return Serving(settings, scorer, runner, site, asyncio.create_task(patience.watch(runner.server)))
 
     async def _finish(self, serving: Serving) -> None:
         await serving.site.stop()
@@ -151,10 +160,23 @@ class Gateway:
         server.pre_shutdown()
         while server.connections:  # noqa: ASYNC110 - aiohttp tells nobody when the last one is gone
             await asyncio.sleep(FINISH_POLL_SECONDS)
+        serving.watch.cancel()
         await serving.runner.cleanup()
         self._serving.remove(serving)
         if all(other.scorer is not serving.scorer for other in self._serving):
             serving.scorer.close()
+
+
+def _confine() -> Confinement:
+    """Leave this process its listener, its link, the models and its own state."""
+    folders = [Store().root, platformdirs.user_state_path("upcall")]
+    for folder in folders:
+        # What is not there now cannot be allowed, and an encoder may be pulled later.
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Large files are often links to another disk.
+    linked = [path for path in folders[0].glob("*") if path.is_symlink()]
+    return confine(readable=linked, writable=folders, may_accept=True)
 
 
 def _accepted(listener: socket.socket) -> socket.socket:

@@ -1,57 +1,154 @@
 """What a request must look like before anything reads it: the defence of a loopback server against web pages.
 
-A browser lets any page send requests to 127.0.0.1. DNS rebinding makes them same-origin, so only the Host header tells
-them apart; a JSON content type keeps forms out, since setting it takes a CORS preflight, which upcall never grants.
+A browser lets any page send requests to 127.0.0.1. DNS rebinding makes them same-origin and leaves their Origin out, so
+only the Host header tells them apart; a JSON content type keeps forms out, since setting it takes a CORS preflight,
+which upcall grants to the origins in its settings alone.
 """
 
+import asyncio
+import hashlib
+import hmac
 import ipaddress
-from collections.abc import Callable, Iterable
+import os
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 
 from daemon.api.errors import ApiError
+from daemon.config import Server
+
+BODY_SECONDS = 30.0
+"""For the whole body, from the end of the head."""
+PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE",
+    "Access-Control-Allow-Headers": "*, Authorization, Content-Type",
+    "Access-Control-Max-Age": "600",
+}
 
 
-def guard(allowed_hosts: Iterable[str], port: Callable[[], int]) -> Middleware:
-    """A middleware that refuses foreign hosts, content types other than JSON, and encoded bodies, on every path."""
-    names = frozenset(name.lower() for name in allowed_hosts)
+class Guard:
+    """Refuses what is not meant for this server or not sent by whom it serves, on every path."""
+
+    def __init__(self, settings: Server, port: Callable[[], int], token_sha256: Callable[[], str | None]) -> None:
+        self._settings = settings
+        self._names = frozenset(name.lower() for name in settings.allowed_hosts)
+        self._any_address = not settings.is_loopback
+        self._port = port
+        self._token_sha256 = token_sha256
+        self._open: Counter[str] = Counter()
 
     @web.middleware
-    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        _check_host(request, names, port())
-        if request.method in (hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_PATCH):
-            if request.content_type != "application/json":
-                raise ApiError(415, "The body must be JSON: send the header Content-Type: application/json.")
-            if hdrs.CONTENT_ENCODING in request.headers:
-                raise ApiError(415, "Compressed bodies are not accepted; leave Content-Encoding out.")
-        return await handler(request)
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if _is_local(request):
+            _check_peer(request)
+        else:
+            self._check_host(request)
+        origin = self._check_origin(request)
+        if origin and request.method == hdrs.METH_OPTIONS:
+            return web.Response(status=204, headers=PREFLIGHT)
+        self._check_token(request)
+        await _check_body(request)
+        return await self._handle(request, handler)
 
-    return middleware
+    async def grant(self, request: web.Request, response: web.StreamResponse) -> None:
+        """For the application's `on_response_prepare`, where streams and errors pass, too."""
+        if (origin := request.headers.get(hdrs.ORIGIN)) in self._settings.allowed_origins:
+            response.headers.update(
+                {"Access-Control-Allow-Origin": str(origin), "Vary": "Origin", "Access-Control-Expose-Headers": "*"}
+            )
+
+    async def _handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        client = request.remote or ""
+        if self._open[client] >= self._settings.max_concurrent:
+            message = f"This client has {self._open[client]} requests open, which is the most (server.max_concurrent)."
+            raise ApiError(429, message, retry_after=1)
+        self._open[client] += 1
+        try:
+            return await handler(request)
+        finally:
+            self._open[client] -= 1
+            if not self._open[client]:
+                del self._open[client]
+
+    def _check_host(self, request: web.Request) -> None:
+        hosts = request.headers.getall(hdrs.HOST, [])
+        # RFC 9112 §3.2.2: with an absolute-form target its authority counts, so the two must agree.
+        absolute = not request.raw_path.startswith("/") and urlsplit(request.raw_path).netloc
+        if len(hosts) != 1 or not self._is_ours(hosts[0]) or (absolute and absolute != hosts[0]):
+            raise ApiError(
+                403,
+                "The Host header does not name this server; use http://127.0.0.1 or http://localhost with its port, "
+                "or add the name to server.allowed_hosts in config.toml.",
+            )
+
+    def _is_ours(self, host: str) -> bool:
+        try:
+            parts = urlsplit(f"//{host}")
+            name, stated = parts.hostname or "", parts.port or 80
+        except ValueError:
+            return False
+        if parts.netloc != host or "@" in host or stated != self._port():
+            return False
+        if name == "localhost" or name.endswith(".localhost") or name in self._names:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        # No page can be served from an address that it does not control, so a literal is never a rebound name.
+        return address.is_loopback or self._any_address
+
+    def _check_origin(self, request: web.Request) -> str | None:
+        """The origin that was granted access, if the request has one of another site."""
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is None or self._is_ours(origin.removeprefix("http://")):
+            return None
+        if origin in self._settings.allowed_origins:
+            return origin
+        raise ApiError(403, "Pages of this origin may not use upcall; add it to server.allowed_origins if they should.")
+
+    def _check_token(self, request: web.Request) -> None:
+        if not self._settings.token:
+            return
+        bearer = request.headers.get(hdrs.AUTHORIZATION, "").removeprefix("Bearer ")
+        sent = bearer or request.headers.get("x-api-key", "")
+        digest = hashlib.sha256(sent.encode(errors="surrogateescape")).hexdigest()
+        if not hmac.compare_digest(digest, self._token_sha256() or ""):
+            raise ApiError(
+                401,
+                "A token is needed: send Authorization: Bearer with the one that `upcall key set server` stored.",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
 
 
-def _check_host(request: web.Request, names: frozenset[str], port: int) -> None:
-    hosts = request.headers.getall(hdrs.HOST, [])
-    if len(hosts) != 1 or not _is_ours(hosts[0], names, port):
-        raise ApiError(
-            403,
-            "The Host header does not name this server; use http://127.0.0.1 or http://localhost with its port, "
-            "or add the name to server.allowed_hosts in config.toml.",
-        )
+def _is_local(request: web.Request) -> bool:
+    sock = request.transport.get_extra_info("socket") if request.transport else None
+    return sock is not None and sock.family == socket.AF_UNIX
 
 
-def _is_ours(host: str, names: frozenset[str], port: int) -> bool:
+def _check_peer(request: web.Request) -> None:
+    """On a Unix socket the kernel says who asks (SO_PEERCRED, unix(7)), so no header has to."""
+    assert request.transport is not None
+    sock = request.transport.get_extra_info("socket")
+    _, user, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    if user != os.getuid():
+        raise ApiError(403, "This socket serves the user that runs upcall, and nobody else.")
+
+
+async def _check_body(request: web.Request) -> None:
+    if request.method not in (hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_PATCH, hdrs.METH_DELETE):
+        return
+    if request.method != hdrs.METH_DELETE and request.content_type != "application/json":
+        raise ApiError(415, "The body must be JSON: send the header Content-Type: application/json.")
+    if hdrs.CONTENT_ENCODING in request.headers:
+        raise ApiError(415, "Compressed bodies are not accepted; leave Content-Encoding out.")
     try:
-        parts = urlsplit(f"//{host}")
-        name, stated = parts.hostname or "", parts.port or 80
-    except ValueError:
-        return False
-    if parts.netloc != host or "@" in host or stated != port:
-        return False
-    if name == "localhost" or name.endswith(".localhost") or name in names:
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+        async with asyncio.timeout(BODY_SECONDS):
+            await request.read()
+    except TimeoutError:
+        raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:.0f} seconds.") from None

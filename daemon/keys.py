@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SERVICE: Final = "upcall"
 """The name that keys are stored under; `username` is the key's own name, as the keyring package has it."""
+SERVER_TOKEN: Final = "server"  # noqa: S105 - a name, not a secret
+"""The name of the token that clients of this machine's own daemon send."""
 
 _ATTRIBUTES: Final = {"service": SERVICE, "application": "upcall"}
 _DEFAULT_COLLECTION: Final = "/org/freedesktop/secrets/aliases/default"

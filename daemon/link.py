@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
 from daemon.config import Settings
+from daemon.confine import Confinement
 from daemon.prices import Price
 
 WorkerName: TypeAlias = Literal["local", "cloud"]
@@ -22,6 +23,7 @@ class Listening:
     """The gateway serves; `url` is where."""
 
     url: str
+    confinement: Confinement
     kind: Literal["listening"] = "listening"
 
 
@@ -73,6 +75,10 @@ class Standing:
     has_key: bool
     key: str
     """The sentence for people about the key."""
+    confined: dict[str, Confinement] = field(default_factory=dict)
+    """What the kernel holds the gateway and the local worker to, by their names."""
+    token_sha256: str | None = None
+    """Of the token that every request must carry, where the settings ask for one."""
     kind: Literal["standing"] = "standing"
 
 

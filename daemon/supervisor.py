@@ -5,16 +5,22 @@ It sees no prompt and parses no model. Privacy mode lives here: while it is on, 
 
 import asyncio
 import contextlib
+import hashlib
 import logging
+import os
 import signal
 import socket
 import sys
+from asyncio.subprocess import PIPE
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from daemon import keys, prices, privacy, resolve, systemd
 from daemon.config import ConfigError, Settings
+from daemon.confine import Confinement, weakest
 from daemon.link import (
     Beat,
     CheckKey,
@@ -54,6 +60,10 @@ class Worker:
 
 
 EXIT_CANNOT_LISTEN = 2
+EXIT_UNENFORCED = 2
+_KEPT = ("HOME", "PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "JOURNAL_STREAM")
+_KEPT_PREFIXES = ("LC_", "XDG_", "PYTHON", "OMP_", "GOMP_", "OPENBLAS_", "GGML_", "LLAMA_")
+_CONFINEMENT = TypeAdapter(Confinement)
 
 
 class Supervisor:
@@ -76,6 +86,8 @@ class Supervisor:
         self._reloading = asyncio.Lock()
         self._refusals = asyncio.Queue[str]()
         self._standing = Standing(privacy=privacy.is_on(settings), pinned=settings.privacy.mode, has_key=False, key="")
+        self._status = 0
+        """What the command line exits with once stopped."""
 
     async def run(self) -> int:
         """Serve until SIGTERM, SIGINT or the gateway's end; the exit status for the command line."""
@@ -86,8 +98,9 @@ class Supervisor:
         hang_up = self._stopping.set if sys.stderr.isatty() else lambda: self._spawn(self._reload())
         loop.add_signal_handler(signal.SIGHUP, hang_up)
         try:
+            self._stand(token_sha256=await self._token_sha256())
             await self._start_gateway()
-        except systemd.ActivationError as error:
+        except (systemd.ActivationError, keys.KeyUnavailable) as error:
             log.error("%s", error)
             return EXIT_CANNOT_LISTEN
         self._spawn(self._look_for_key())
@@ -104,16 +117,23 @@ class Supervisor:
         await self._stop()
         stopping.cancel()
         if not unexpected:
-            return 0
+            return self._status
         if self._listening.is_set():
             log.error("the gateway ended unexpectedly with status %s", gateway_end.result())
         return gateway_end.result() or 1
+
+    async def _token_sha256(self) -> str | None:
+        if not self._settings.server.token:
+            return None
+        token = await asyncio.to_thread(keys.find, keys.SERVER_TOKEN)
+        return hashlib.sha256(token.encode()).hexdigest()
 
     async def _start_gateway(self) -> None:
         listener = systemd.listener()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, listener or contextlib.nullcontext():
-            self._gateway = await self._child("daemon.gateway", [theirs, listener] if listener else [theirs])
+            socks = [theirs, listener] if listener else [theirs]
+            self._gateway = await self._child("daemon.gateway", socks, env=_harmless_environment())
         self._link = Link(ours, self._on_message)
         self._link.send(self._standing)
 
@@ -130,24 +150,56 @@ class Supervisor:
                 return
         ours, theirs = socket.socketpair()
         with theirs:
-            process = await self._child("daemon.worker", [theirs], name)
+            if name == "local":
+                process = await self._child("daemon.worker", [theirs], name, env=_harmless_environment(), stdout=PIPE)
+                self._spawn(self._hear_confinement(name, process))
+            else:
+                process = await self._child("daemon.worker", [theirs], name)
         worker = Worker(process, asyncio.get_running_loop().time())
         self._workers[name] = worker
         self._tell(WorkerUp(name), ours)
         ours.close()
         self._spawn(self._watch(name, worker))
 
-    async def _child(self, module: str, socks: Sequence[socket.socket], *arguments: str) -> asyncio.subprocess.Process:
+    async def _child(
+        self, module: str, socks: Sequence[socket.socket], *arguments: str, **options: Any
+    ) -> asyncio.subprocess.Process:
         """A Python process that inherits `socks` and reads the settings from its standard input."""
         fds = [sock.fileno() for sock in socks]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", module, *map(str, fds), *arguments,
-            stdin=asyncio.subprocess.PIPE, pass_fds=fds, start_new_session=True,
+            # Without -P modules would first be looked for in the directory that upcall was started in.
+            sys.executable, "-P", "-m", module, *map(str, fds), *arguments,
+            stdin=PIPE, pass_fds=fds, start_new_session=True, **options,
         )  # fmt: skip
         assert process.stdin is not None
         process.stdin.write(self._settings.model_dump_json().encode())
         process.stdin.close()
         return process
+
+    async def _hear_confinement(self, name: str, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        if line := await process.stdout.readline():
+            self._note_confinement(name, _CONFINEMENT.validate_json(line))
+
+    def _note_confinement(self, name: str, confinement: Confinement) -> None:
+        self._stand(confined={**self._standing.confined, name: confinement})
+        for layer, why in confinement.missing.items():
+            log.warning("the %s process runs without %s: %s", name, layer, why)
+        if refusal := self._unenforced(self._settings):
+            log.error("%s", refusal)
+            self._status = EXIT_UNENFORCED
+            self._stopping.set()
+
+    def _unenforced(self, settings: Settings) -> str:
+        """Why privacy mode cannot be kept as `settings` ask for it, on one line; empty where it can, or is off."""
+        if not privacy.is_on(settings) or settings.privacy.enforcement == "best-effort":
+            return ""
+        if weakest(self._standing.confined.values()) != "none":
+            return ""
+        return (
+            "privacy mode is on, and this kernel enforces nothing: allow unprivileged user namespaces or seccomp, or "
+            'accept less with privacy.enforcement = "best-effort"'
+        )
 
     async def _watch(self, name: WorkerName, worker: Worker) -> None:
         status = await worker.process.wait()
@@ -169,7 +221,10 @@ class Supervisor:
 
     def _on_message(self, message: Message | None, _: socket.socket | None) -> None:
         match message:
-            case Listening(url=url):
+            case Listening(url=url, confinement=confinement):
+                self._note_confinement("gateway", confinement)
+                if self._status:
+                    return
                 self._url = url
                 self._listening.set()
                 log.info("listening on %s", url)
@@ -192,6 +247,8 @@ class Supervisor:
         if on or not self._standing.pinned:
             privacy.remember(on)
             self._stand(privacy=on)
+            if refusal := self._unenforced(self._settings):
+                log.error("%s; until the next start, which will be refused, only upcall itself keeps it", refusal)
         else:
             self._stand()
         if self._standing.privacy:
@@ -228,6 +285,8 @@ class Supervisor:
             settings, left = takeover(self._settings, self._reread())
         except ConfigError as error:
             return "; ".join(str(error).splitlines())
+        if refusal := self._unenforced(settings):
+            return refusal
         self._tell(Reload(settings))
         if refusal := await self._refusals.get():
             return refusal
@@ -278,6 +337,11 @@ class Supervisor:
         if self._gateway:
             children.insert(0, self._gateway)
         await asyncio.gather(*map(_end, children))
+
+
+def _harmless_environment() -> dict[str, str]:
+    """The environment for processes that see prompts: an allow-list, since people keep keys in theirs."""
+    return {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

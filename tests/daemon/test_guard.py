@@ -1,0 +1,173 @@
+"""The door: tokens, origins, slow and greedy clients, and requests that two readers could read differently."""
+
+import contextlib
+import http.client
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.conftest import StartDaemon
+from tests.daemon.harness import Daemon, cli, running_daemon, user_environment, wait_until
+
+TOKEN = "a-token-of-more-than-enough-characters"
+BODY = b'{"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}'
+JSON = {"Content-Type": "application/json"}
+
+
+def asked(
+    daemon: Daemon, method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[int, dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.server.port, timeout=60)
+    with contextlib.closing(connection):
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        response = connection.getresponse()
+        response.read()
+        return response.status, {name.lower(): value for name, value in response.headers.items()}
+
+
+def sent(daemon: Daemon, request: bytes) -> bytes:
+    """The answer to these very bytes, until the server closes."""
+    with socket.create_connection(("127.0.0.1", daemon.server.port), timeout=30) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, models_ready: Path) -> Iterator[Daemon]:
+    home = tmp_path_factory.mktemp("guarded")
+    (home / "credentials").mkdir()
+    (home / "credentials" / "server").write_text(TOKEN)
+    settings = {"SERVER__TOKEN": "true", "SERVER__ALLOWED_ORIGINS": '["https://chat.example.org"]'}
+    with running_daemon(home, models_ready, settings, home / "credentials") as daemon:
+        yield daemon
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/v1/models", "/v1/route", "/nothing"])
+@pytest.mark.parametrize("token", [None, "", "wrong", TOKEN[:-1], TOKEN + "x", "\u00e9"])
+def test_without_the_token_nothing_is_served(guarded: Daemon, path: str, token: str | None) -> None:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    status, answered = asked(guarded, "GET", path, **headers)
+
+    assert status == 401
+    assert answered["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("headers", [{"Authorization": f"Bearer {TOKEN}"}, {"x_api_key": TOKEN}])
+def test_the_token_opens_in_the_header_of_either_api(guarded: Daemon, headers: dict[str, str]) -> None:
+    assert asked(guarded, "GET", "/v1/models", **headers)[0] == 200
+
+
+def test_the_command_line_finds_the_token_by_itself(guarded: Daemon) -> None:
+    environment = {
+        **guarded.environment,
+        "CREDENTIALS_DIRECTORY": str(Path(guarded.environment["HOME"], "credentials")),
+    }
+    port = str(guarded.server.port)
+    status = cli({**environment, "UPCALL_SERVER__TOKEN": "true", "UPCALL_SERVER__PORT": port}, "privacy", "status")
+
+    assert status.stdout == "privacy mode is off\n"
+
+
+def test_a_token_that_is_asked_for_and_not_stored_stops_the_start(tmp_path: Path) -> None:
+    refused = cli({**user_environment(tmp_path), "UPCALL_SERVER__TOKEN": "true"}, "serve", "--port", "0")
+
+    assert refused.returncode == 2
+    assert "server" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_an_origin_from_the_settings_gets_in_and_its_preflight_is_answered(guarded: Daemon) -> None:
+    origin = "https://chat.example.org"
+    status, answered = asked(guarded, "OPTIONS", "/v1/chat/completions", Origin=origin)
+    assert (status, answered["access-control-allow-origin"]) == (204, origin)
+    assert "access-control-allow-credentials" not in answered
+
+    status, answered = asked(guarded, "GET", "/v1/models", Origin=origin, Authorization=f"Bearer {TOKEN}")
+    assert (status, answered["access-control-allow-origin"]) == (200, origin)
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://attacker.example", "null", "http://127.0.0.1:1", "https://chat.example.org.x"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+def test_any_other_origin_is_refused(upcall: Daemon, origin: str, method: str) -> None:
+    status, answered = asked(upcall, method, "/v1/models", Origin=origin)
+
+    assert status == 403
+    assert "access-control-allow-origin" not in answered
+
+
+def test_its_own_origin_is_served(upcall: Daemon) -> None:
+    assert asked(upcall, "GET", "/healthz", Origin=f"http://127.0.0.1:{upcall.server.port}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "smuggled",
+    [
+        b"Content-Length: 5\r\nContent-Length: 6\r\n",
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked, identity\r\n",
+        b"Transfer-Encoding: xchunked\r\n",
+        b"Content-Length: +5\r\n",
+        b"Content-Length: -1\r\n",
+        b"Content-Length : 5\r\n",
+        b"X: a\x00b\r\n",
+    ],
+)
+def test_a_request_that_two_readers_could_read_differently_is_refused(upcall: Daemon, smuggled: bytes) -> None:
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{upcall.server.port}\r\n".encode()
+    answer = sent(
+        upcall, head + b"Content-Type: application/json\r\nConnection: close\r\n" + smuggled + b"\r\n0\r\n\r\n"
+    )
+
+    assert answer.split()[1][:1] == b"4"
+
+
+def test_an_absolute_target_must_name_the_host_that_the_header_names(upcall: Daemon) -> None:
+    host = f"127.0.0.1:{upcall.server.port}"
+    end = f" HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+
+    assert sent(upcall, f"GET http://attacker.example/healthz{end}".encode()).split()[1] == b"403"
+    assert sent(upcall, f"GET http://{host}/healthz{end}".encode()).split()[1] == b"200"
+
+
+def test_oversized_heads_are_refused(upcall: Daemon) -> None:
+    host = f"Host: 127.0.0.1:{upcall.server.port}\r\nConnection: close\r\n"
+    assert sent(upcall, f"GET /healthz HTTP/1.1\r\n{host}X: {'x' * 100_000}\r\n\r\n".encode()).split()[1] == b"400"
+    assert sent(upcall, f"GET /{'x' * 100_000} HTTP/1.1\r\n{host}\r\n".encode()).split()[1] in (b"400", b"414")
+
+
+def test_slow_clients_are_hung_up_on_and_others_do_not_wait(upcall: Daemon) -> None:
+    with contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", upcall.server.port)
+        slow = [stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(100)]
+        for connection in slow:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1")
+        assert asked(upcall, "GET", "/healthz")[0] == 200
+        assert [connection.recv(1) for connection in slow] == [b""] * 100
+
+
+def test_one_client_cannot_hold_more_than_its_share(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(SERVER__MAX_CONCURRENT="2")
+    head = f"POST /v1/route HTTP/1.1\r\nHost: 127.0.0.1:{daemon.server.port}\r\nContent-Type: application/json\r\n"
+    long = b'{"messages": [{"role": "user", "content": "Tell a long story."}], "max_tokens": 4000, "model": "local"}'
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", daemon.server.port)))
+            request = head.replace("/v1/route", "/v1/chat/completions") + f"Content-Length: {len(long)}\r\n\r\n"
+            connection.sendall(request.encode() + long)
+        wait_until(lambda: asked(daemon, "GET", "/healthz")[0] == 429)
+        status, answered = asked(daemon, "GET", "/healthz")
+        assert status == 429
+        assert int(answered["retry-after"]) >= 1
+    wait_until(lambda: asked(daemon, "GET", "/healthz")[0] == 200)
+
+
+def test_another_address_than_loopback_needs_a_token(tmp_path: Path) -> None:
+    environment = {**user_environment(tmp_path), "UPCALL_SERVER__HOST": "0.0.0.0"}
+    refused = cli(environment, "serve", "--port", "0")
+
+    assert refused.returncode == 2
+    assert "server.token" in refused.stderr

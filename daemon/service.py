@@ -1,45 +1,124 @@
-"""The systemd user unit: where its template is, and where a user's copy goes."""
+"""upcall as a systemd user service: its units, where they go, and the few systemctl commands that people need."""
 
+import getpass
+import re
 import shutil
+import subprocess
 import sys
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
-UNIT = "upcall.service"
+from daemon.config import Server
+
+SERVICE, SOCKET = "upcall.service", "upcall.socket"
+PACKAGED_COMMAND = "/usr/bin/upcall"
+PACKAGED_ADDRESS = "127.0.0.1:8484"
+"""What the units say as they are shipped, which is right for a Debian package."""
+NOTIFY_RELOAD_SINCE = 253
+"""systemd's first version whose reload waits for the daemon; an earlier one would take the type for `simple`."""
 
 
-def install() -> Path:
-    """Write the unit for this installation into the user's unit directory and return its path.
+class ServiceError(Exception):
+    """The service manager refused or is not there; one line for people."""
 
-    Raises `FileNotFoundError` where the template or the `upcall` command is missing.
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    units: list[Path]
+    trouble: str
+    """Why the user's systemd has not read them yet; nothing where it has."""
+
+
+def install(server: Server) -> Installed:
+    """Write the units for this installation and `server`'s address into the user's unit directory.
+
+    Raises `ServiceError` where the units are there already, from a package, or cannot be written for this `server`, and
+    `FileNotFoundError` where a template or the `upcall` command is missing.
     """
-    unit = _template().read_text().replace("@UPCALL@", _command())
-    path = _path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(unit)
-    return path
+    if (packaged := Path(sysconfig.get_path("data")) / "lib/systemd/user" / SERVICE).is_file():
+        raise ServiceError(f"the package has installed {packaged} already; run `upcall service enable`")
+    service = _template(SERVICE).replace(PACKAGED_COMMAND, _command())
+    if _systemd_version() >= NOTIFY_RELOAD_SINCE:
+        service = re.sub(r"^ExecReload=.*\n", "", service.replace("Type=notify\n", "Type=notify-reload\n"), flags=re.M)
+    socket = _template(SOCKET).replace(PACKAGED_ADDRESS, _address(server))
+    _folder().mkdir(parents=True, exist_ok=True)
+    units = [_folder() / SERVICE, _folder() / SOCKET]
+    for path, text in zip(units, (service, socket), strict=True):
+        path.write_text(text)
+    return Installed(units, _trouble(systemctl("daemon-reload", quiet=True)))
 
 
-def uninstall() -> Path:
-    """Raises `FileNotFoundError` where it is not installed."""
-    path = _path()
-    path.unlink()
-    return path
+def uninstall() -> list[Path]:
+    """Stop and disable the service and remove its units. Raises `FileNotFoundError` where it is not installed."""
+    units = [_folder() / SERVICE, _folder() / SOCKET]
+    if not any(path.is_file() for path in units):
+        raise FileNotFoundError(f"{units[0]} is not there; `upcall service install` has not been run by this user")
+    systemctl("disable", "--now", SERVICE, SOCKET, quiet=True)
+    for path in units:
+        path.unlink(missing_ok=True)
+    systemctl("daemon-reload", quiet=True)
+    return units
 
 
-def _path() -> Path:
-    return platformdirs.user_config_path("systemd") / "user" / UNIT
+def enable(at_login: bool) -> None:
+    """Listen from now on and after every login; with `at_login` the daemon starts then, not with its first request.
+
+    Raises `ServiceError`.
+    """
+    if trouble := _trouble(systemctl("enable", "--now", SOCKET, *([SERVICE] if at_login else []), quiet=True)):
+        raise ServiceError(trouble)
 
 
-def _template() -> Path:
-    installed = Path(sysconfig.get_path("data")) / "share" / "upcall" / "systemd" / UNIT
-    source = Path(__file__).parent.parent / "systemd" / UNIT
+def disable() -> None:
+    """Stop, and start no more. Raises `ServiceError`."""
+    if trouble := _trouble(systemctl("disable", "--now", SERVICE, SOCKET, quiet=True)):
+        raise ServiceError(trouble)
+
+
+def systemctl(*arguments: str, quiet: bool = False) -> "subprocess.CompletedProcess[str]":
+    """`systemctl --user`. Raises `ServiceError` where this machine has none."""
+    return _run("systemctl", "--user", *arguments, quiet=quiet)
+
+
+def journalctl(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """The service's lines of the journal. Raises `ServiceError` where this machine has none."""
+    return _run("journalctl", "--user", "--unit", SERVICE, *arguments)
+
+
+def lingers() -> bool:
+    """Whether the user's services start at boot and outlive the last logout; logind keeps a file per such user."""
+    return (Path("/var/lib/systemd/linger") / getpass.getuser()).exists()
+
+
+def journal_is_kept() -> bool:
+    """Whether the journal is on disk; systemd gives users a journal of their own only there."""
+    return Path("/var/log/journal").is_dir()
+
+
+def _run(command: str, *arguments: str, quiet: bool = False) -> "subprocess.CompletedProcess[str]":
+    if not shutil.which(command):
+        raise ServiceError(f"there is no {command} here; run `upcall serve` by this system's own means")
+    return subprocess.run([command, *arguments], text=True, stderr=subprocess.PIPE if quiet else None)
+
+
+def _trouble(done: "subprocess.CompletedProcess[str]") -> str:
+    return " ".join(done.stderr.split()) if done.returncode else ""
+
+
+def _folder() -> Path:
+    return platformdirs.user_config_path("systemd") / "user"
+
+
+def _template(unit: str) -> str:
+    installed = Path(sysconfig.get_path("data")) / "share" / "upcall" / "systemd" / unit
+    source = Path(__file__).parent.parent / "systemd" / unit
     for path in (installed, source):
         if path.is_file():
-            return path
-    raise FileNotFoundError(f"the unit template {installed} is missing; install upcall again")
+            return path.read_text()
+    raise FileNotFoundError(f"the unit {installed} is missing; install upcall again")
 
 
 def _command() -> str:
@@ -48,3 +127,18 @@ def _command() -> str:
     if command is None:
         raise FileNotFoundError("the upcall command is not installed beside this Python; install upcall again")
     return command
+
+
+def _address(server: Server) -> str:
+    if not server.port:
+        raise ServiceError("server.port is 0, and a service needs an address that clients know; set another")
+    host = "127.0.0.1" if server.host == "localhost" else server.host
+    return f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
+
+
+def _systemd_version() -> int:
+    """0 where there is none."""
+    command = shutil.which("systemctl")
+    shown = subprocess.run([command, "--version"], capture_output=True, text=True).stdout if command else ""
+    found = re.match(r"systemd (\d+)", shown)
+    return int(found[1]) if found else 0

@@ -1,14 +1,11 @@
 """The command line as a person uses it: the good way, and what mistakes say."""
 
 import json
-import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Require
 from tests.daemon.harness import Daemon, cli, user_environment
 
 
@@ -81,22 +78,6 @@ def test_config_show_prints_what_is_in_force(home: Mapping[str, str], tmp_path: 
     (folder / "config.toml").write_text("[routing]\ncloud_share = 0.05\n")
 
     assert json.loads(cli(home, "config", "show").stdout)["routing"]["cloud_share"] == 0.05
-
-
-def test_the_user_unit_is_installed_and_valid(home: Mapping[str, str], tmp_path: Path, require: Require) -> None:
-    require(shutil.which("systemd-analyze"), "needs systemd-analyze (make test-deps)")
-    installed = cli(home, "service", "install")
-    unit = tmp_path / "config" / "systemd" / "user" / "upcall.service"
-    verified = subprocess.run(
-        ["systemd-analyze", "verify", "--user", str(unit)],
-        env={**home, "XDG_RUNTIME_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-
-    assert installed.stdout.strip() == unit.read_text().strip()
-    assert "systemctl --user" in installed.stderr
-    assert (verified.returncode, verified.stderr) == (0, "")
 
 
 def test_a_port_in_use_names_its_holder(upcall: Daemon) -> None:

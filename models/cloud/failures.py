@@ -41,6 +41,8 @@ _CONTEXT = re.compile(r"context.{0,12}(length|window|size|limit)|prompt is too l
 _NO_CREDIT = re.compile(r"insufficient_quota|billing|credit balance", re.IGNORECASE)
 _SHORTEST_QUOTE = 12
 _LONGEST_REASON = 300
+_MOST_SEARCHED = 2_000_000
+"""Characters of prompt; beyond, looking for quotes would hold up other answers, and the reason is left out."""
 
 
 class CloudError(Exception):
@@ -184,7 +186,10 @@ def _reason(message: str, request: ChatRequest) -> str:
 
 
 def _quotes(message: str, request: ChatRequest) -> bool:
-    for text in _texts([*request.messages, request.tools, request.extra]):
+    texts = [text for text in _texts([*request.messages, request.tools, request.extra]) if not text.startswith("data:")]
+    if sum(map(len, texts)) > _MOST_SEARCHED:
+        return True
+    for text in texts:
         text = " ".join(text.split())
         size = min(_SHORTEST_QUOTE, len(text))
         if size and any(message[i : i + size] in text for i in range(len(message) - size + 1)):

@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import httpx
 import httpx2
@@ -16,6 +17,8 @@ from any_llm.providers.openai.base import BaseOpenAIProvider
 from models.cloud.settings import CloudSettings
 from models.interface import ChatRequest
 
+_OPENAI = "https://api.openai.com/v1"
+_ANTHROPIC = "https://api.anthropic.com"
 _ENVIRONMENT = ("OPENAI_", "ANTHROPIC_", "ANY_LLM_")
 _KEEP_ALIVE = 60.0
 """Seconds that an idle connection is kept for the next prompt; the SDKs' five are shorter than a person reads."""
@@ -49,7 +52,7 @@ def connect(settings: CloudSettings, key: str) -> AnyLLM:
     # Anthropic's reads from the environment even where told not to.
     if issubclass(provider, BaseAnthropicProvider):
         http: ModuleType = httpx
-        base_url = settings.base_url or "https://api.anthropic.com"
+        base_url = settings.base_url or _ANTHROPIC
     elif issubclass(provider, BaseOpenAIProvider):
         http = httpx2
         base_url = settings.base_url or provider.API_BASE or ""
@@ -89,8 +92,11 @@ def arguments(settings: CloudSettings, request: ChatRequest, provider: AnyLLM) -
 
 
 def _fields(settings: CloudSettings, request: ChatRequest) -> dict[str, Any]:
+    own = (
+        settings.provider == "openai" and urlsplit(settings.base_url or _OPENAI).hostname == urlsplit(_OPENAI).hostname
+    )
     said = {
-        settings.max_tokens_field: request.max_tokens,
+        settings.max_tokens_field or ("max_completion_tokens" if own else "max_tokens"): request.max_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
         "min_p": request.min_p,

@@ -42,8 +42,8 @@ class CloudSettings:
 
     max_tokens: int = 4096
     """Answer length where the client names none and the provider asks for one, as Anthropic does."""
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """OpenAI's own models refuse the old name, and many compatible servers do not know the new one."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None
+    """None: the new name at OpenAI's own address, whose models refuse the old one; elsewhere the old, known to all."""
     unsupported: Sequence[str] = ()
     """Request fields that this model refuses; they are left out of what is sent."""
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from models.interface import FailureCode, Finish, TextDelta
+from models.interface import ChatRequest, FailureCode, Finish, TextDelta
 from tests.emulators.servers import Emulator
 from tests.emulators.upstream import Call, Upstream, answer, serving
 from tests.models.cloud.asking import ask, events, failure, text
@@ -181,10 +181,8 @@ async def test_the_total_deadline_cuts_an_answer_that_never_ends(
 async def test_retries_end_with_the_total_deadline(cloud: Cloud, provider: str, upstream: Upstream) -> None:
     upstream.script = lambda call: error(call, 500)
     model = cloud(provider, upstream.base_url(provider), max_retries=50, total_timeout=1.0)
-    began = time.monotonic()
     failure(await asyncio.wait_for(events(model, ask("hello")), 20))
     assert 1 < len(upstream.calls) < 10
-    assert time.monotonic() - began < 10
 
 
 async def test_a_provider_that_closes_without_a_word_is_asked_again(
@@ -324,6 +322,21 @@ async def test_no_failure_quotes_the_prompt_or_the_key_even_where_the_provider_d
     upstream.script = lambda call: error(call, status, message=f"Cannot take {PROMPT[4:30]!r} with key {SECRET}")
     ended = failure(await events(cloud(provider, upstream.base_url(provider), key=SECRET), ask(PROMPT)))
     assert shown_nothing(ended.message)
+
+
+@pytest.mark.parametrize(("words", "told"), [(1000, True), (1_000_000, False)])
+async def test_a_prompt_too_long_to_search_for_quotes_costs_the_reason_and_an_image_does_not(
+    cloud: Cloud, provider: str, upstream: Upstream, words: int, told: bool
+) -> None:
+    upstream.script = lambda call: error(call, 400, "invalid_request_error", "temperature: must be at most 2")
+    parts = [
+        {"type": "text", "text": "word " * words},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 5_000_000}},
+    ]
+    request = ChatRequest(messages=[{"role": "user", "content": parts}])
+    ended = failure(await events(cloud(provider, upstream.base_url(provider)), request))
+    assert ended.code is FailureCode.BAD_REQUEST
+    assert ("at most 2" in ended.message) == told
 
 
 async def test_a_redirect_is_not_followed_with_the_key(cloud: Cloud, provider: str, upstream: Upstream) -> None:
@@ -483,14 +496,12 @@ async def test_a_wrong_certificate_is_refused_without_a_retry_before_anything_is
 
     async def ask_it(server: Upstream) -> None:
         bundle = None if wrong == "unknown authority" else str(trusted)
-        model = cloud(provider, server.base_url(provider), key=SECRET, max_retries=3, ca_bundle=bundle)
-        began = time.monotonic()
-        ended = failure(await events(model, ask(PROMPT)))
+        model = cloud(provider, server.base_url(provider), key=SECRET, max_retries=50, ca_bundle=bundle)
+        ended = failure(await asyncio.wait_for(events(model, ask(PROMPT)), 20))
         assert ended.code is FailureCode.UNAVAILABLE
         assert "No trusted connection" in ended.message
         assert shown_nothing(ended.message)
         assert server.calls == []
-        assert time.monotonic() - began < 5
 
     await over_tls(both, ask_it)
 

@@ -166,6 +166,23 @@ async def test_the_settings_fill_in_what_the_client_left_out_and_leave_out_what_
     assert not {"max_tokens", "top_k", "min_p"} & body.keys()
 
 
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "max_tokens"),
+        ({"max_tokens_field": "max_completion_tokens"}, "max_completion_tokens"),
+        ({"base_url": "http://api.openai.com/v1"}, "max_completion_tokens"),
+        ({"base_url": "http://api.openai.com/v1", "provider": "vllm"}, "max_tokens"),
+    ],
+)
+async def test_the_limit_has_the_name_that_the_address_knows(
+    cloud: Cloud, upstream: Upstream, settings: dict[str, Any], name: str
+) -> None:
+    values = {"provider": "openai", "base_url": upstream.base_url("openai"), "proxy": upstream.url, **settings}
+    assert text(await events(cloud(**values), ask("hello", max_tokens=9))) == "Hello"
+    assert upstream.calls[0].body.keys() & {"max_tokens", "max_completion_tokens"} == {name}
+
+
 # --- Anthropic: the same meaning in its own words -----------------------------------------------------------------
 
 

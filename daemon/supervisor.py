@@ -229,6 +229,9 @@ class Supervisor:
                 self._listening.set()
                 log.info("listening on %s", url)
                 systemd.notify("READY=1", f"STATUS=Listening on {url}")
+            case None:
+                # What other tasks have left to say, nobody hears.
+                self._link = None
             case Beat():
                 systemd.notify("WATCHDOG=1")
             case Reloaded(refusal=refusal):

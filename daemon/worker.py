@@ -1,14 +1,20 @@
-"""A process that hosts one model: `python -m daemon.worker FD local|cloud`, with the settings on standard input."""
+"""A process that hosts one model: `python -m daemon.worker FD local|cloud`, with the settings on standard input.
+
+The local one first writes a line on standard output: its `Confinement`, as JSON.
+"""
 
 import asyncio
+import json
 import os
-import resource
 import signal
 import socket
 import sys
+from dataclasses import asdict
+from pathlib import Path
 
 from daemon import resolve
 from daemon.config import Settings
+from daemon.confine import confine, forbid_dumps
 from daemon.logs import set_up_logging
 from models.interface import ChatModel
 from models.store import Store
@@ -29,18 +35,24 @@ async def _host(settings: Settings, sock: socket.socket, name: str) -> None:
 
 
 def _local(settings: Settings) -> ChatModel:
+    os.nice(settings.local.nice)
+    llama = resolve.local(settings.local, Store())
+    confinement = confine(readable=[Path(llama.path)])
+    print(json.dumps(asdict(confinement)), flush=True)
+    # Nobody reads what libraries may print later.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    # Not before: the libraries start threads, and are the first code here that a hostile file could reach.
     from models.llama.model import LlamaModel
 
-    os.nice(settings.local.nice)
-    return LlamaModel(resolve.local(settings.local, Store()))
+    return LlamaModel(llama)
 
 
 def _cloud(settings: Settings) -> ChatModel:
     from daemon.keys import find
     from models.cloud.model import CloudModel
 
-    # A core dump of this process would hold the key.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    forbid_dumps()
     return CloudModel(resolve.cloud(settings.cloud), find)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from daemon.config import Cloud, Settings
+from daemon.confine import Confinement
 from daemon.link import (
     Beat,
     CheckKey,
@@ -56,9 +57,9 @@ class Workers:
         self._link = Link(sock, self._on_message)
         self.supervisor_gone = asyncio.Event()
 
-    def announce(self, url: str) -> None:
-        """Tell the supervisor that requests are served."""
-        self._link.send(Listening(url))
+    def announce(self, url: str, confinement: Confinement) -> None:
+        """Tell the supervisor that requests are served, and what the kernel holds this process to."""
+        self._link.send(Listening(url, confinement))
 
     def reloaded(self, settings: Settings, refusal: str = "") -> None:
         """Tell the supervisor how a reload went. Where the cloud changed, its worker finishes what it has and goes."""

@@ -5,6 +5,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from daemon.api.errors import ApiError
 from daemon.config import Settings
+from daemon.confine import weakest
 from daemon.scorer import Scorer
 from daemon.workers import Workers
 
@@ -32,6 +33,10 @@ class Control:
             {
                 "status": "ok" if local.state in ("ready", "unloaded") and not self._scorer.trouble else "degraded",
                 "privacy": standing.privacy,
+                "kernel": {
+                    "barrier": weakest(standing.confined.values()),
+                    **{name: str(confinement) for name, confinement in standing.confined.items()},
+                },
                 "local": {
                     "model": local.name,
                     "state": local.state,

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from daemon.confine import kernel, landlock, namespaces, seccomp
 from daemon.confine.kernel import NotEnforcedError
@@ -33,6 +33,11 @@ class Confinement:
 
     def __str__(self) -> str:
         return "+".join(self.layers) or "none"
+
+
+def weakest(confinements: Iterable[Confinement]) -> Barrier:
+    """The barrier of several processes: that of the least confined one; `none` for no process."""
+    return min((confinement.barrier for confinement in confinements), key=get_args(Barrier)[::-1].index, default="none")
 
 
 def confine(readable: Iterable[Path] = (), writable: Iterable[Path] = (), may_accept: bool = False) -> Confinement:
@@ -81,8 +86,9 @@ def _needed() -> list[Path]:
 
 
 _MACHINE = (
-    "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/nix/store", "/etc/ld.so.cache",
-    "/etc/localtime", "/usr/share/zoneinfo", "/usr/share/locale", "/etc/mime.types", "/etc/ssl/openssl.cnf",
-    "/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/filesystems", "/proc/sys/vm",
-    "/sys/devices/system", "/sys/bus/pci/devices", "/sys/class/drm", "/sys/fs/cgroup", "/sys/kernel/mm", "/dev/urandom",
+    "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/nix/store", "/etc/ld.so.cache", "/etc/localtime",
+    "/usr/share/zoneinfo", "/usr/share/locale", "/etc/mime.types", "/etc/ssl/openssl.cnf", "/dev/urandom", "/proc/self",
+    "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/filesystems", "/proc/sys/vm",
+    # Processors, caches, memory, battery: libraries follow links all over it, and it tells of hardware only.
+    "/sys",
 )  # fmt: skip

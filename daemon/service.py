@@ -115,7 +115,8 @@ def _folder() -> Path:
 def _template(unit: str) -> str:
     installed = Path(sysconfig.get_path("data")) / "share" / "upcall" / "systemd" / unit
     source = Path(__file__).parent.parent / "systemd" / unit
-    for path in (installed, source):
+    # An editable install keeps a copy from the day it was made.
+    for path in (source, installed):
         if path.is_file():
             return path.read_text()
     raise FileNotFoundError(f"the unit {installed} is missing; install upcall again")

@@ -103,7 +103,7 @@ class Store:
         taken = {entry.name for entry in _catalogue()}
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name) or ".gguf" in name or name in taken:
             raise StoreError(
-                f"{name!r} cannot be the name: take another one, of small letters, digits, dot, dash, underscore, and no .gguf"
+                f"{name!r} cannot be the name: take another of a-z, 0-9, dot, dash and underscore, without .gguf"
             )
         if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
             raise StoreError("a SHA-256 of 64 hexadecimal digits is needed: the page that offers the file shows it")

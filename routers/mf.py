@@ -7,12 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.encoder import DIMENSION, Encoder
-from routers.features import NAMES, features
+from routers.features import log_length
 from routers.graph import ARTIFACTS, Graph
 
 
 class MatrixFactorizationRouter:
     """Scores a model on a prompt as v · (P[m] ⊙ W x); the win rate is the logistic of the strong model's lead.
+
+    A term for the length of the question counts as much as the lead does, as measured by their spread.
 
     Raises:
         RouterError: the artifact is missing, damaged or for another encoder.
@@ -22,11 +24,11 @@ class MatrixFactorizationRouter:
 
     def __init__(self, encoder: Encoder, artifact: Path = ARTIFACTS / "mf" / "mf.onnx") -> None:
         self._encoder = encoder
-        self._graph = Graph(artifact, {"embedding": DIMENSION, "features": len(NAMES)})
+        self._graph = Graph(artifact, {"embedding": DIMENSION, "log_length": 1})
         self.version = self._graph.version
 
     def score(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """P(strong preferred) of each prompt; see `Router.score`."""
         if not prompts:
             return np.zeros(0, dtype=np.float32)
-        return self._graph.run(embedding=self._encoder.embed(prompts), features=features(prompts))
+        return self._graph.run(embedding=self._encoder.embed(prompts), log_length=log_length(prompts)[:, None])

@@ -6,11 +6,15 @@ from pathlib import Path
 
 from routers.encoder import Encoder
 from routers.interface import Router, RouterError
+from routers.knn import NearestNeighboursRouter
 from routers.mf import MatrixFactorizationRouter
 from routers.random import RandomRouter
+from routers.sw_ranking import SimilarityWeightedRouter
 
 ROUTERS: Mapping[str, Callable[[Path], Router]] = {
     "mf": lambda encoder: MatrixFactorizationRouter(Encoder(encoder)),
+    "knn": lambda encoder: NearestNeighboursRouter(Encoder(encoder)),
+    "sw_ranking": lambda encoder: SimilarityWeightedRouter(Encoder(encoder)),
     "random": lambda encoder: RandomRouter(),
 }
 """How each router is made from the path of the encoder file, which those that need none ignore."""

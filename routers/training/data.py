@@ -55,7 +55,7 @@ def sources(data: Path) -> list[Source]:
         _solutions(data),
         _wide(data, "mmlu_pro_wide", MMLU_PRO_STRONG, MMLU_PRO_WEAK, "category"),
         _wide(data, "llmrouter_dc_9models", DC_STRONG, DC_WEAK, None),
-        _wide(data, "lmeval_small_models_wide", LMEVAL_STRONG, LMEVAL_WEAK, "task"),
+        _wide(data, "lmeval_small_models_wide", LMEVAL_STRONG, LMEVAL_WEAK, "task", LMEVAL_TASKS),
         _long(data, "zeroeval_math_crux", "id", "correct", 1.0, ZEROEVAL_STRONG, ZEROEVAL_WEAK, "dataset"),
         _long(
             data, "arena_bench_v1_gpt4_scores", "question_id", "score", 10.0, ARENA_BENCH_STRONG, ARENA_BENCH_WEAK, None
@@ -161,11 +161,23 @@ def _leaked(data: Path, name: str) -> set[str]:
     return {row["prompt"] for row in flags if row["file"] == f"{name}.parquet"} | benchmark_prompts(data)
 
 
-def _wide(data: Path, name: str, strong: tuple[str, ...], weak: tuple[str, ...], group: str | None) -> Source:
+def _wide(
+    data: Path,
+    name: str,
+    strong: tuple[str, ...],
+    weak: tuple[str, ...],
+    group: str | None,
+    only: frozenset[str] | None = None,
+) -> Source:
     table = pq.read_table(data / f"{name}.parquet")
     leaked = _leaked(data, name)
     prompts = table["prompt"].to_pylist()
-    keep = [row for row, prompt in enumerate(prompts) if prompt and prompt not in leaked]
+    groups = table[group].to_pylist() if group else [name] * len(prompts)
+    keep = [
+        row
+        for row, (prompt, part) in enumerate(zip(prompts, groups, strict=True))
+        if prompt and prompt not in leaked and (only is None or part in only)
+    ]
     shown = [question(prompts[row]) for row in keep]
     models = [column for column in table.column_names if _is_outcome(column, str(table.schema.field(column).type))]
     outcomes = {
@@ -174,7 +186,6 @@ def _wide(data: Path, name: str, strong: tuple[str, ...], weak: tuple[str, ...],
         ]
         for model in models
     }
-    groups = table[group].to_pylist() if group else [name] * len(prompts)
     return Source(name, shown, outcomes, strong, weak, [groups[row] for row in keep])
 
 
@@ -235,9 +246,21 @@ ROUTERBENCH_WEAK = ("mistralai/mixtral-8x7b-chat",)
 CODE_STRONG = ("claude-3-opus-20240229", "gpt-4-1106-preview", "meta-llama-3-70b-instruct")
 MMLU_PRO_WEAK = ("Mixtral-8x7B-Instruct-v0.1", "Meta-Llama-3_1-8B-Instruct", "Mixtral-8x7B-v0.1", "Meta-Llama-3-8B")
 DC_STRONG = ("llama-3.1-nemotron-51b-instruct", "llama-3.3-nemotron-super-49b-v1")
-DC_WEAK = ("mistral-7b-instruct-v0.3", "llama-3.1-8b-instruct", "qwen2.5-7b-instruct", "gemma-2-9b-it")
+DC_WEAK = ("mistral-7b-instruct-v0.3", "codegemma-7b")
 LMEVAL_STRONG = ("llama3.1-8b", "gemma3-4b")
 LMEVAL_WEAK = ("llama3.2-1b", "gemma3-1b")
+LMEVAL_TASKS = frozenset(
+    (
+        "arc_challenge",
+        "arc_easy",
+        "openbookqa",
+        "agieval_logiqa_en",
+        "agieval_sat_math",
+        "agieval_sat_en_without_passage",
+        "agieval_lsat_ar",
+    )
+)
+"""In English and knowledge or reasoning; the rest are common sense, or in a language that the benchmarks lack."""
 ZEROEVAL_STRONG = ("gpt-4-turbo-2024-04-09", "gpt-4o-2024-05-13", "claude-3-opus-20240229", "gpt-4-0314")
 ZEROEVAL_WEAK = (
     "Mixtral-8x7B-Instruct-v0.1",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from routers.encoder import Encoder
-from routers.features import features
+from routers.features import log_length
 
 Rows = NDArray[np.float32]
 
@@ -39,8 +39,8 @@ class Embeddings:
         return np.stack([self._vectors[_key(prompt)] for prompt in prompts]).astype(np.float32)
 
     def inputs(self, prompts: Sequence[str], name: str) -> tuple[Rows, Rows]:
-        """What the trained graphs take: vectors and features of `prompts`."""
-        return self.of(prompts, name), features(prompts)
+        """What the trained graphs take: vectors and logarithmic lengths of `prompts`."""
+        return self.of(prompts, name), log_length(prompts)
 
 
 def _key(prompt: str) -> str:

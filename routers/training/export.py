@@ -20,18 +20,18 @@ def write_mf(
     direction: Floats,
     strong: int,
     weak: int,
-    features_mean: Floats,
-    features_scale: Floats,
+    length_mean: float,
+    length_scale: float,
     calibration: tuple[float, float],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write the router's graph: vectors (n, d) and features (n, k) to win rates (n,).
+    """Write the router's graph: vectors (n, d) and logarithmic lengths (n, 1) to win rates (n,).
 
-    `projection` has shape (d + k, rank), `models` (models, rank) with unit rows, `direction` (rank,).
+    `projection` has shape (d, rank), `models` (models, rank) with unit rows, `direction` (rank,).
     """
     weights: dict[str, NDArray[np.float32] | NDArray[np.int64]] = {
-        "features_mean": features_mean,
-        "features_scale": features_scale,
+        "length_mean": np.array(length_mean, dtype=np.float32),
+        "length_scale": np.array(length_scale, dtype=np.float32),
         "projection": projection,
         "models": models,
         "direction": direction[:, None],
@@ -42,21 +42,21 @@ def write_mf(
         "last_axis": np.array([1], dtype=np.int64),
     }
     nodes = [
-        helper.make_node("Sub", ["features", "features_mean"], ["centred"]),
-        helper.make_node("Mul", ["centred", "features_scale"], ["scaled"]),
-        helper.make_node("Concat", ["embedding", "scaled"], ["prompt"], axis=1),
-        helper.make_node("MatMul", ["prompt", "projection"], ["projected"]),
+        helper.make_node("MatMul", ["embedding", "projection"], ["projected"]),
         helper.make_node("Gather", ["models", "strong"], ["strong_model"]),
         helper.make_node("Gather", ["models", "weak"], ["weak_model"]),
         helper.make_node("Sub", ["strong_model", "weak_model"], ["model_difference"]),
         helper.make_node("Mul", ["projected", "model_difference"], ["interaction"]),
         helper.make_node("MatMul", ["interaction", "direction"], ["difference"]),
-        helper.make_node("Mul", ["difference", "slope"], ["sloped"]),
+        helper.make_node("Sub", ["log_length", "length_mean"], ["centred"]),
+        helper.make_node("Mul", ["centred", "length_scale"], ["length"]),
+        helper.make_node("Add", ["difference", "length"], ["lead"]),
+        helper.make_node("Mul", ["lead", "slope"], ["sloped"]),
         helper.make_node("Add", ["sloped", "intercept"], ["logit"]),
         helper.make_node("Sigmoid", ["logit"], ["win_rates"]),
         helper.make_node("Squeeze", ["win_rates", "last_axis"], ["win_rate"]),
     ]
-    inputs = {"embedding": len(projection) - len(features_mean), "features": len(features_mean)}
+    inputs = {"embedding": len(projection), "log_length": 1}
     _write(path, "mf", nodes, weights, inputs, metadata)
 
 

@@ -2,17 +2,15 @@
 
 As in RouteLLM (arXiv 2406.18665 §4.2) a model's score on a prompt is v · (P[m]/|P[m]| ⊙ W x) and the chance that one
 model beats another the logistic of the difference of their scores. What differs: the prompt vector x comes from an
-encoder on this machine and has the features of `routers.features` beside it; marks and correctness of many models train
-one factorization, each source with an offset of its own, ties counting as half; and a model's row is its tier's plus a
-deviation that is held small, since most models appear in one source only.
+encoder on this machine; marks and correctness of many models train one factorization, each part of a source with an
+offset of its own, ties counting as half; a model's row is its tier's plus a deviation that is held small, since most
+models appear in one source only; and a term for the length of the question stands beside it.
 """
 
 import argparse
-import datetime
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +19,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from routers import features
-from routers.calibration import Calibration, measured
+from routers.calibration import Calibration
 from routers.graph import ARTIFACTS
 from routers.training import data, pairs
-from routers.training.calibrate import platt
+from routers.training.calibrate import calibrate
 from routers.training.embeddings import Embeddings, Rows
 from routers.training.export import write_mf
 
@@ -34,48 +31,27 @@ from routers.training.export import write_mf
 class Settings:
     """What was chosen on held-out sources; `routers/results/README.md` says how."""
 
-    weights: Mapping[str, float] = field(
-        default_factory=lambda: {
-            "gsm8k_questions": 1.0,
-            "mmlu_pro_wide": 1.0,
-            "llmrouter_dc_9models": 1.0,
-            "arena_bench_v1_gpt4_scores": 1.0,
-        }
-    )
-    """How much each source counts; those not named do not train."""
     rank: int = 64
-    steps: int = 1000
-    batch: int = 2048
-    learning_rate: float = 1e-2
-    noise: float = 0.12
+    steps: int = 400
+    batch: int = 4096
+    learning_rate: float = 2e-2
+    noise: float = 0.04
     """Of Gaussian noise on each component of the prompt vector, as RouteLLM adds 0.1; applied in expectation."""
-    deviation_decay: float = 0.1
-    feature_scale: float = 0.5
-    """Standard deviation of a feature beside the unit vector."""
+    deviation_decay: float = 10.0
     seed: int = 0
-
-
-CALIBRATION_MIX = {
-    "arena_bench_v1_gpt4_scores": 0.35,
-    "arena_hard_v01_battles": 0.15,
-    "llmrouter_dc_9models": 0.3,
-    "mmlu_pro_wide": 0.1,
-    "gsm8k_questions": 0.1,
-}
-"""What ordinary prompts are taken to be: half from real users, the rest questions and problems."""
 
 
 class MatrixFactorization(torch.nn.Module):
     """Scores of models on prompts, for training; serving uses its ONNX export."""
 
-    def __init__(self, dimension: int, tiers: NDArray[np.int64], sources: int, settings: Settings) -> None:
+    def __init__(self, dimension: int, tiers: NDArray[np.int64], groups: int, settings: Settings) -> None:
         super().__init__()
         self.tiers = torch.nn.Parameter(torch.randn(int(tiers.max()) + 1, settings.rank))
         self.deviations = torch.nn.Parameter(torch.zeros(len(tiers), settings.rank))
         self.tier_of = torch.from_numpy(tiers)
         self.projection = torch.nn.Parameter(torch.zeros(dimension, settings.rank))
         self.direction = torch.nn.Parameter(torch.randn(settings.rank) / settings.rank**0.5)
-        self.offsets = torch.nn.Parameter(torch.zeros(sources))
+        self.offsets = torch.nn.Parameter(torch.zeros(groups))
 
     def models(self) -> torch.Tensor:
         """Unit rows: one per model, then one per tier."""
@@ -90,51 +66,62 @@ class MatrixFactorization(torch.nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A factorization and what its inputs were scaled with."""
+    """A factorization, and the term for length beside it."""
 
     model: MatrixFactorization
-    features_mean: NDArray[np.float32]
-    features_scale: NDArray[np.float32]
+    length_mean: float = 0.0
+    length_scale: float = 0.0
+    """What a unit of logarithmic length adds to the lead."""
 
-    def lead(self, vectors: Rows, shape: Rows) -> NDArray[np.float64]:
+    def lead(self, vectors: Rows, lengths: Rows) -> NDArray[np.float64]:
         """Of the strong tier over the weak one, per prompt, before calibration."""
         strong, weak = len(self.model.tier_of) + pairs.STRONG, len(self.model.tier_of) + pairs.WEAK
         with torch.no_grad():
             line = self.model(torch.tensor([strong]), torch.tensor([weak]))[0].double().numpy()
-        inputs = np.concatenate([vectors, (shape - self.features_mean) * self.features_scale], axis=1)
-        return np.asarray(inputs @ line)
+        return np.asarray(vectors @ line + (lengths - self.length_mean) * self.length_scale)
 
 
 def fit(
-    vectors: Rows, shape: Rows, comparisons: pairs.Comparisons, settings: Settings, progress: bool = False
+    vectors: Rows, lengths: Rows, comparisons: pairs.Comparisons, settings: Settings, progress: bool = False
 ) -> Trained:
-    """Train on `comparisons` between rows of `vectors` and `shape`, the prompts' features."""
+    """Train on `comparisons` between rows of `vectors`, then give length the spread that the learned lead has.
+
+    A weight of the length that was learned with the rest carried over to held-out sources worse than this equal one.
+    """
+    model = _factorize(vectors, comparisons, settings, progress)
+    used = np.unique(comparisons.prompt)
+    spread = Trained(model).lead(vectors[used], lengths[used]).std()
+    return Trained(model, float(lengths[used].mean()), float(spread / lengths[used].std()))
+
+
+def _factorize(
+    vectors: Rows, comparisons: pairs.Comparisons, settings: Settings, progress: bool
+) -> MatrixFactorization:
     torch.manual_seed(settings.seed)
     generator = np.random.default_rng(settings.seed)
-    used = shape[np.unique(comparisons.prompt)]
-    mean, scale = used.mean(axis=0), settings.feature_scale / (used.std(axis=0) + 1e-3)
-    inputs = torch.from_numpy(np.concatenate([vectors, (shape - mean) * scale], axis=1))
-    model = MatrixFactorization(inputs.shape[1], comparisons.tiers, int(comparisons.source.max()) + 1, settings)
+    inputs = torch.from_numpy(vectors)
+    model = MatrixFactorization(inputs.shape[1], comparisons.tiers, int(comparisons.group.max()) + 1, settings)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    cumulative = np.cumsum(comparisons.weight, dtype=np.float64)
     distinct, numbered = np.unique(np.stack([comparisons.first, comparisons.second]), axis=1, return_inverse=True)
     first, second = torch.from_numpy(distinct[0]), torch.from_numpy(distinct[1])
-    prompt, source, outcomes, pair = (
-        torch.from_numpy(each) for each in (comparisons.prompt, comparisons.source, comparisons.outcome, numbered)
-    )
+    columns = (comparisons.prompt, numbered, comparisons.group, comparisons.outcome, comparisons.spread)
+    prompt, pair, group, outcome, spread = (torch.from_numpy(each) for each in columns)
+    cumulative = np.cumsum(comparisons.weight, dtype=np.float64)
     for _ in track(range(settings.steps), description="Training mf", disable=not progress):
         drawn = torch.from_numpy(np.searchsorted(cumulative, generator.random(settings.batch) * cumulative[-1]))
         lines = model(first, second)
-        logits = (inputs[prompt[drawn]] @ lines.T).gather(1, pair[drawn, None])[:, 0] + model.offsets[source[drawn]]
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, outcomes[drawn])
-        chance = torch.sigmoid(logits.detach())
-        noise = settings.noise**2 / 2 * (chance * (1 - chance) * lines.square().sum(dim=1)[pair[drawn]]).mean()
-        (loss + noise + settings.deviation_decay * model.deviations.square().mean()).backward()
+        lead = (inputs[prompt[drawn]] @ lines.T).gather(1, pair[drawn, None])[:, 0]
+        # Leads are in units of their source's spread and count by it, so that no source dominates by its scale.
+        logits = 2 * spread[drawn] * lead + model.offsets[group[drawn]]
+        misfit = torch.nn.functional.binary_cross_entropy_with_logits(logits, outcome[drawn], reduction="none")
+        noise = settings.noise**2 / 2 * lines.square().sum(dim=1)[pair[drawn]].mean()
+        loss = (misfit / spread[drawn].square()).mean() + noise
+        (loss + settings.deviation_decay * model.deviations.square().mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return Trained(model.eval(), mean.astype(np.float32), scale.astype(np.float32))
+    return model.eval()
 
 
 def train(
@@ -151,62 +138,37 @@ def train(
     settings = settings or Settings()
     every = data.sources(data_folder)
     embeddings = Embeddings(encoder)
-    inputs = {source.name: embeddings.inputs(source.prompts, source.name) for source in every}
-    used = [source for source in every if source.name in settings.weights]
-    vectors, shape = (np.concatenate([inputs[source.name][part] for source in used]) for part in (0, 1))
-    kept = [~pairs.held_back(source.prompts) for source in used]
-    trained = fit(vectors, shape, pairs.compare(used, settings.weights, kept), settings, progress)
-
-    samples = [_sample(source, trained, inputs[source.name], CALIBRATION_MIX) for source in every]
-    lead, outcome, weight = (np.concatenate(column) for column in zip(*samples, strict=True))
-    slope, intercept = platt(lead, outcome, weight)
+    inputs = [embeddings.inputs(source.prompts, source.name) for source in every]
+    vectors, lengths = (np.concatenate([each[part] for each in inputs]) for part in (0, 1))
+    kept = [~pairs.held_back(source.prompts) for source in every]
+    trained = fit(vectors, lengths, pairs.compare(every, kept), settings, progress)
     model = trained.model
-    models = model.models().detach().numpy()
-    version = _version(model, slope, intercept)
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    data_hash = data.fingerprint(data_folder, [source.name for source in used])
+    fitted = calibrate(
+        "mf",
+        [parameter.detach().numpy() for parameter in model.parameters()],
+        every,
+        lambda number, rows: trained.lead(inputs[number][0][rows], inputs[number][1][rows]),
+        data.fingerprint(data_folder, [source.name for source in every]),
+    )
     write_mf(
         out / "mf.onnx",
         projection=model.projection.detach().numpy(),
-        models=models,
+        models=model.models().detach().numpy(),
         direction=model.direction.detach().numpy(),
         strong=len(model.tier_of) + pairs.STRONG,
         weak=len(model.tier_of) + pairs.WEAK,
-        features_mean=trained.features_mean,
-        features_scale=trained.features_scale,
-        calibration=(slope, intercept),
+        length_mean=trained.length_mean,
+        length_scale=trained.length_scale,
+        calibration=(fitted.slope, fitted.intercept),
         metadata={
-            "version": version,
-            "date": today,
-            "data_sha256": data_hash,
+            "version": fitted.calibration.version,
+            "date": fitted.calibration.date,
+            "data_sha256": fitted.calibration.data_sha256,
             "seed": str(settings.seed),
-            "features": ",".join(features.NAMES),
         },
     )
-    calibration = measured(
-        "mf", version, 1 / (1 + np.exp(-(slope * lead + intercept))), outcome,
-        date=today, sample=f"prompts kept from training, mixed {CALIBRATION_MIX}", data_sha256=data_hash,
-        weights=weight,
-    )  # fmt: skip
-    calibration.save(out / "calibration.json")
-    return calibration
-
-
-def _sample(
-    source: data.Source, trained: Trained, inputs: tuple[Rows, Rows], mix: Mapping[str, float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Leads, outcomes and weights of the calibrating prompts of `source`."""
-    outcome = 0.5 + (source.quality(source.strong) - source.quality(source.weak)) / 2
-    rows = np.flatnonzero(pairs.held_back(source.prompts) & ~np.isnan(outcome))
-    lead = trained.lead(inputs[0][rows], inputs[1][rows])
-    return lead, outcome[rows].astype(np.float64), np.full(len(rows), mix.get(source.name, 0.0) / len(rows))
-
-
-def _version(model: MatrixFactorization, slope: float, intercept: float) -> str:
-    digest = hashlib.sha256(repr((slope, intercept)).encode())
-    for parameter in model.parameters():
-        digest.update(parameter.detach().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    fitted.calibration.save(out / "calibration.json")
+    return fitted.calibration
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

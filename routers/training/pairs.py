@@ -1,7 +1,7 @@
 """From sources to comparisons of two models on one prompt, and the split that keeps prompts for calibration."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ STRONG, WEAK = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Comparisons:
-    """Outcomes of pairs of models on the same prompt; all arrays of one length."""
+    """Outcomes of pairs of models on the same prompt; all arrays but the last two of one length."""
 
     prompt: NDArray[np.int64]
     """Row among the prompts of all sources, in order."""
@@ -23,45 +23,66 @@ class Comparisons:
     second: NDArray[np.int64]
     outcome: NDArray[np.float32]
     """1 where the first was better, 0 where the second was, a half where they were equal."""
-    source: NDArray[np.int64]
+    group: NDArray[np.int64]
+    """The part of a source: outcomes compare within one."""
+    spread: NDArray[np.float32]
+    """Of the source: standard deviation over its prompts of the strong models' mean lead."""
     weight: NDArray[np.float32]
-    """Sums to the source's weight over the source."""
+    """Sums to 1 over a source."""
     names: Sequence[str]
     """Of the models."""
     tiers: NDArray[np.int64]
     """Of the models."""
 
 
-def compare(sources: Sequence[Source], weights: Mapping[str, float], keep: Sequence[NDArray[np.bool_]]) -> Comparisons:
-    """Every strong model of a source against every weak one, on the prompts that `keep` marks."""
+def compare(sources: Sequence[Source], keep: Sequence[NDArray[np.bool_]]) -> Comparisons:
+    """Every strong model of a source against every weak one, on the prompts that `keep` marks.
+
+    An ideal model whose every answer is right stands beside the strong ones and counts as much as they do together:
+    where even they fail, the weak model's failure still says that the prompt is hard.
+    """
     names: list[str] = []
     tiers: list[int] = []
-    columns: list[tuple[NDArray[np.int64], int, int, NDArray[np.float32], int, NDArray[np.float32]]] = []
+    groups: dict[tuple[str, str], int] = {}
+    columns: list[tuple[NDArray[np.generic], ...]] = []
     start = 0
-    for number, (source, kept) in enumerate(zip(sources, keep, strict=True)):
-        ids = {model: len(names) + offset for offset, model in enumerate((*source.strong, *source.weak))}
-        names += [f"{source.name}/{model}" for model in ids]
-        tiers += [STRONG] * len(source.strong) + [WEAK] * len(source.weak)
-        pairs = [(strong, weak) for strong in source.strong for weak in source.weak]
-        lead = {pair: source.outcomes[pair[0]] - source.outcomes[pair[1]] for pair in pairs}
-        usable = {pair: np.flatnonzero(kept & ~np.isnan(lead[pair])) for pair in pairs}
-        total = sum(map(len, usable.values()))
-        for (strong, weak), rows in usable.items():
-            outcome = (0.5 + lead[strong, weak][rows] / 2).astype(np.float32)
-            weight = np.full(len(rows), weights[source.name] / total, dtype=np.float32)
-            columns.append((rows + start, ids[strong], ids[weak], outcome, number, weight))
+    for source, kept in zip(sources, keep, strict=True):
+        group = np.array([groups.setdefault((source.name, part), len(groups)) for part in source.groups])
+        spread = _spread(source, kept)
+        first = len(names)
+        names += [f"{source.name}/{model}" for model in (*source.strong, "ideal", *source.weak)]
+        tiers += [STRONG] * (len(source.strong) + 1) + [WEAK] * len(source.weak)
+        ideal = np.ones(len(source.prompts), dtype=np.float32)
+        better = [*(source.outcomes[model] for model in source.strong), ideal]
+        for strong, won in enumerate(better):
+            for weak, model in enumerate(source.weak):
+                lead = won - source.outcomes[model]
+                rows = np.flatnonzero(kept & ~np.isnan(lead))
+                share = 0.5 if won is ideal else 0.5 / len(source.strong)
+                columns.append(
+                    (
+                        rows + start,
+                        np.full(len(rows), first + strong),
+                        np.full(len(rows), first + len(better) + weak),
+                        (0.5 + lead[rows] / 2).astype(np.float32),
+                        group[rows],
+                        np.full(len(rows), spread),
+                        np.full(len(rows), share / len(source.weak) / len(rows)),
+                    )
+                )
         start += len(source.prompts)
-    count = [len(column[0]) for column in columns]
-    return Comparisons(
-        np.concatenate([column[0] for column in columns]),
-        np.repeat([column[1] for column in columns], count),
-        np.repeat([column[2] for column in columns], count),
-        np.concatenate([column[3] for column in columns]),
-        np.repeat([column[4] for column in columns], count),
-        np.concatenate([column[5] for column in columns]),
-        names,
-        np.array(tiers),
+    prompt, better_model, worse, outcome, part, spreads, weight = (
+        np.concatenate(each) for each in zip(*columns, strict=True)
     )
+    return Comparisons(
+        prompt, better_model, worse, outcome, part, spreads.astype(np.float32), weight.astype(np.float32),
+        names, np.array(tiers),
+    )  # fmt: skip
+
+
+def _spread(source: Source, kept: NDArray[np.bool_]) -> float:
+    lead = (1 + source.quality(source.strong)) / 2 - source.quality(source.weak)
+    return float(np.nanstd(lead[kept]))
 
 
 def held_back(prompts: Sequence[str], share: float = 0.15) -> NDArray[np.bool_]:

@@ -27,7 +27,7 @@ from models.llama.fit import fit
 from models.llama.request import offered_tools, prepare
 from models.llama.settings import LlamaSettings
 from models.llama.template import Renderer, choose_template
-from models.llama.tools import ToolCallReader
+from models.llama.tools import ToolCallReader, tool_name
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ class LlamaModel:
             async for event in self._until_loaded(timer.when()):
                 yield event
             engine, tasks = await self._submit(request, outbox)
-            readers = [ToolCallReader(task.choice) for task in tasks] if offered_tools(request) else []
+            names = frozenset(map(tool_name, offered_tools(request)))
+            readers = [ToolCallReader(task.choice, names) for task in tasks] if names else []
             ended: list[Ended] = []
             while len(ended) < len(tasks):
                 output = await outbox.get()
@@ -203,7 +204,9 @@ class LlamaModel:
             undo.callback(model.close)
             try:
                 renderer = Renderer(
-                    choose_template(model.metadata, model.vocabulary, trusted=settings.trust_template), model.vocabulary
+                    choose_template(model.metadata, model.vocabulary, trusted=settings.trust_template),
+                    model.vocabulary,
+                    context_length=settings.context_length,
                 )
             except ValueError as error:
                 raise LoadError(f"{settings.path}: {error}") from error

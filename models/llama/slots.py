@@ -65,10 +65,12 @@ class SlotPool:
         # A conversation that goes on continues in its slot. One that only begins alike is left alone and shared from.
         goes_on = source in idle and 2 * reusable >= source.length
         target = source if goes_on else min(idle, key=lambda slot: (slot is source, slot.length > 0, slot.used))
+        if not goes_on:
+            self._save(target)
         if target is source:
             self._cut(target, reusable)
         else:
-            self._retire(target)
+            self._cut(target, 0)
             if reusable:
                 self._context.share(source.index, target.index, reusable)
                 target.extend(prompt[:reusable])
@@ -108,7 +110,9 @@ class SlotPool:
         """Give up what the least recently used idle slot holds; False where none holds anything."""
         holding = [slot for slot in self._slots if not slot.reserved and slot.length]
         if holding:
-            self._retire(min(holding, key=lambda slot: slot.used))
+            oldest = min(holding, key=lambda slot: slot.used)
+            self._save(oldest)
+            self._cut(oldest, 0)
         return bool(holding)
 
     def forget(self) -> None:
@@ -127,10 +131,9 @@ class SlotPool:
             length = 0
         slot.length = length
 
-    def _retire(self, slot: Slot) -> None:
+    def _save(self, slot: Slot) -> None:
         if self._rewinds and slot.length > _WORTH_WAITING:
             self._saved.add(slot, self._context)
-        self._cut(slot, 0)
 
     def _make_room(self) -> None:
         def wanted() -> int:

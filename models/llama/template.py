@@ -12,6 +12,8 @@ from models.llama.vocabulary import Vocabulary, control_pattern
 
 # A private-use character around the number of a text set aside; where it occurs in a request it is set aside itself.
 _MARK = "\uf8e7"
+_LONGEST_TOKEN = 128
+"""Characters. Longer tokens are rare in any vocabulary, and in text."""
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
@@ -92,13 +94,16 @@ class Renderer:
     of its own that the tokenizer reads as plain text.
     """
 
-    def __init__(self, template: Template, vocabulary: Vocabulary) -> None:
+    def __init__(self, template: Template, vocabulary: Vocabulary, *, context_length: int) -> None:
         self._template = template
+        self._context_length = context_length
         self._vocabulary = vocabulary
         self._pattern = control_pattern(vocabulary, _MARK)
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Any:
         """The prompt's token ids, int32 of shape `(n,)`. Raises `RefusedError` for what the model cannot be told."""
+        messages = [_plain(message) for message in messages]
+        self._check_size(messages, tools)
         aside: list[str] = []
 
         def set_aside(value: Any) -> Any:
@@ -108,11 +113,20 @@ class Renderer:
                 return {set_aside(key): set_aside(item) for key, item in value.items()}
             return [set_aside(item) for item in value] if isinstance(value, list | tuple) else value
 
-        plain = [set_aside(_plain(message)) for message in messages]
-        text = self._template.render(plain, [set_aside(tool) for tool in tools])
+        text = self._template.render(*map(set_aside, (messages, list(tools))))
         parts = [(part, True) if i % 2 == 0 else (aside[int(part)], False) for i, part in enumerate(text.split(_MARK))]
         bos = self._vocabulary.bos_text
         return self._vocabulary.tokenize(parts, add_bos=not (bos and text.startswith(bos)))
+
+    def _check_size(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse what cannot fit before work is spent on it: tokenizing a megabyte takes seconds."""
+        size = sum(len(str(part)) for part in (*messages, *tools))
+        if size > self._context_length * _LONGEST_TOKEN:
+            raise RefusedError(
+                FailureCode.CONTEXT_LENGTH,
+                f"The prompt has {size} characters, more than the local model's context of {self._context_length} "
+                "tokens can hold: shorten the messages.",
+            )
 
 
 def _plain(message: Message) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from models.llama.schema import Grammar, literal
 OPEN = "<tool_call>"
 _CLOSE = "</tool_call>"
 _MOST_CALLS = 8
-_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*"arguments"\s*:\s*')
+_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*')
+_LONGEST_HEAD = 200
 
 
 def calls_rule(grammar: Grammar, tools: Sequence[Mapping[str, Any]], *, parallel: bool, opened: bool) -> str:
@@ -54,8 +55,12 @@ class ToolCallReader:
     """Turns one choice's stream of text into text and tool calls."""
 
     choice: int
+    names: frozenset[str]
+    """Of the tools. Some models leave the tags away; an answer that is nothing but calls is read as such anyway."""
     calls: int = 0
     """How many calls have begun."""
+    _said: bool = False
+    _bare: bool = False
     _text: str = ""
     _scan: "_ArgumentScan | None" = None
     _inside: bool = False
@@ -83,10 +88,16 @@ class ToolCallReader:
         if found:
             self._inside, self._text = True, after
             return TextDelta(before.rstrip(), self.choice) if before.strip() else self._next()
+        if not self._said and before.lstrip().startswith("{") and len(before) < _LONGEST_HEAD:
+            head = _HEAD.match(before)
+            self._inside = self._bare = head is not None and head.group(1) in self.names
+            if head is None or self._inside:
+                return self._next() if self._inside else None
         # An opening may have begun, and blanks before one are not text.
         keep = max((n for n in range(1, len(OPEN)) if before.endswith(OPEN[:n])), default=0)
         safe = before[: len(before) - keep].rstrip()
         self._text = before[len(safe) :]
+        self._said = self._said or bool(safe)
         return TextDelta(safe, self.choice) if safe else None
 
     def _head(self) -> TextDelta | ToolCallDelta | None:
@@ -109,9 +120,10 @@ class ToolCallReader:
         piece, self._text = self._text[:length], self._text[length:]
         if piece:
             return ToolCallDelta(self.calls - 1, arguments=piece, choice=self.choice)
-        if scan.done and _CLOSE in self._text:
-            self._text = self._text.partition(_CLOSE)[2]
-            self._scan, self._inside = None, False
+        close = "}" if self._bare else _CLOSE
+        if scan.done and close in self._text:
+            self._text = self._text.partition(close)[2]
+            self._scan, self._inside, self._bare = None, False, False
             return self._next()
         return None
 

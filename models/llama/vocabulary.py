@@ -1,6 +1,7 @@
 """A model's tokens: text to ids and back."""
 
 import ctypes
+import functools
 import re
 from collections.abc import Iterable
 
@@ -28,7 +29,8 @@ class Vocabulary:
 
     def tokenize(self, parts: Iterable[tuple[str, bool]], *, add_bos: bool) -> NDArray[np.int32]:
         """Ids of the parts' texts, shape `(n,)`; only in parts marked `True` are texts of control tokens these."""
-        ids = [self._tokenize(text.encode("utf-8", "replace"), control) for text, control in parts]
+        plain = functools.cache(lambda text: self._tokenize(text, control=False))  # the same few, again and again
+        ids = [self._tokenize(text, control=True) if control else plain(text) for text, control in parts if text]
         if add_bos and self.adds_bos:
             ids.insert(0, np.array([lib.llama_vocab_bos(self.pointer)], np.int32))
         return np.concatenate(ids) if ids else np.empty(0, np.int32)
@@ -49,7 +51,8 @@ class Vocabulary:
         """Whether the model says with this token that it has finished."""
         return bool(lib.llama_vocab_is_eog(self.pointer, token))
 
-    def _tokenize(self, text: bytes, control: bool) -> NDArray[np.int32]:
+    def _tokenize(self, string: str, *, control: bool) -> NDArray[np.int32]:
+        text = string.encode("utf-8", "replace")
         ids = np.empty(len(text) + 8, np.int32)  # no tokenizer makes more tokens than bytes, but for a few at the ends
         buffer = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         count = lib.llama_tokenize(self.pointer, text, len(text), buffer, len(ids), False, control)

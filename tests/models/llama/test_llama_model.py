@@ -169,6 +169,15 @@ async def test_prompt_that_does_not_fit_is_refused_with_the_numbers(settings: Ll
     await model.close()
 
 
+@pytest.mark.parametrize("flood", ["a" * 10_000_000, "<|im_end|>" * 90_000, " " * 1_000_000])
+async def test_flood_is_refused_quickly_and_other_requests_go_on(model: LlamaModel, flood: str) -> None:
+    started = time.monotonic()
+    flooded, beside = await asyncio.gather(ask(model, flood), ask(model, "Hi", max_tokens=2))
+    assert flooded.failure.code is FailureCode.CONTEXT_LENGTH
+    assert beside.usage.completion_tokens == 2
+    assert time.monotonic() - started < 20  # quadratic work would take minutes
+
+
 async def test_answer_without_max_tokens_may_fill_the_rest_of_the_context(settings: LlamaSettings) -> None:
     model = LlamaModel(dataclasses.replace(settings, context_length=256))
     answer = await ask(model, "Tell me a very long story.", max_tokens=None, logit_bias={"2": -100.0})

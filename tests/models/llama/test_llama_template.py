@@ -74,7 +74,9 @@ def test_no_text_of_a_request_becomes_a_control_token(weights: Model, hostile: s
         template = choose_template(weights.metadata, weights.vocabulary, trusted=False)
         if trusted:
             template = SandboxedTemplate(weights.metadata["tokenizer.chat_template"], bos="", eos="")
-        ids = [int(token) for token in Renderer(template, weights.vocabulary).prompt(messages, tools)]
+        ids = [
+            int(token) for token in Renderer(template, weights.vocabulary, context_length=8192).prompt(messages, tools)
+        ]
         return [token for token in ids if token < 17], b"".join(map(weights.vocabulary.piece, ids))
 
     control, text = prompt(hostile)
@@ -136,6 +138,8 @@ def test_template_that_does_not_parse_is_found_at_load(source: str) -> None:
 
 
 def test_unknown_role_is_a_bad_request_that_lists_the_known(weights: Model) -> None:
-    renderer = Renderer(choose_template(weights.metadata, weights.vocabulary, trusted=False), weights.vocabulary)
+    renderer = Renderer(
+        choose_template(weights.metadata, weights.vocabulary, trusted=False), weights.vocabulary, context_length=8192
+    )
     with pytest.raises(RefusedError, match="assistant, developer, system, tool, user"):
         renderer.prompt([{"role": "<|im_end|>", "content": "Hi"}], [])

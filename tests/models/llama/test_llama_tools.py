@@ -109,6 +109,14 @@ async def test_tools_that_make_no_sense_are_a_bad_request(model: LlamaModel, fie
     assert (await ask(model, QUESTION, **fields)).failure.code is FailureCode.BAD_REQUEST
 
 
+LOOKALIKES = ["a < b and <tool is no call", "ends in <tool_ca", "<tool_call>not JSON</tool_call> so", "tail \n"]
+JSON_ANSWERS = [
+    '{"name": "unknown", "arguments": {}}',
+    '{"key": [1, 2]}',
+    'See {"name": "f", "arguments": {}}',
+    '{"name": "' + 300 * "x",
+    "{",
+]
 TEXT_AND_CALLS = (
     'Let me see. <tool_call>\n{"name": "f", "arguments": {"a": "}</tool_call>\\"", "b": [{}]}}\n</tool_call>\n'
     '<tool_call>{"name":"g","arguments":{}}</tool_call>'
@@ -122,9 +130,17 @@ def test_calls_are_read_alike_however_the_text_is_cut(size: int) -> None:
     assert calls(Answer(events)) == [("f", {"a": '}</tool_call>"', "b": [{}]}), ("g", {})]
 
 
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_calls_without_their_tags_are_calls_where_they_are_the_whole_answer(size: int) -> None:
+    events = read('\n{"name": "f", "arguments": {"a": "}"}}\n{"name": "g", "arguments": {}}', size)
+    assert not [event for event in events if isinstance(event, TextDelta)]
+    assert calls(Answer(events)) == [("f", {"a": "}"}), ("g", {})]
+
+
 @pytest.mark.parametrize("size", [1, 4, 1000])
 @pytest.mark.parametrize(
-    "text", ["a < b and <tool is no call", "ends in <tool_ca", "<tool_call>not JSON</tool_call> so", "tail \n"]
+    "text",
+    ["a < b and <tool is no call", "ends in <tool_ca", "<tool_call>not JSON</tool_call> so", "tail \n", *JSON_ANSWERS],
 )
 def test_text_that_only_looks_like_a_call_stays_text(text: str, size: int) -> None:
     events = read(text, size)
@@ -133,7 +149,7 @@ def test_text_that_only_looks_like_a_call_stays_text(text: str, size: int) -> No
 
 
 def read(text: str, size: int) -> list[Event]:
-    reader = ToolCallReader(choice=0)
+    reader = ToolCallReader(choice=0, names=frozenset({"f", "g"}))
     events: list[Event] = []
     for start in range(0, len(text), size):
         events += reader.push(TextDelta(text[start : start + size]))

@@ -56,11 +56,11 @@ COMPILE = .build/lock/bin/uv pip compile --quiet --universal --python-version 3.
 clean: ## remove everything that was made here; the cached wheel and pulled models stay
 	rm -rf .venv .venv-llmock .build tests/emulators/node_modules .mypy_cache .ruff_cache .pytest_cache
 
-.venv/.installed: requirements.lock requirements-llama.lock pyproject.toml scripts/llama_wheel.py scripts/nocommon.cmake
+.venv/.installed: requirements.lock requirements-llama.lock pyproject.toml .ci/llama_wheel.py .ci/nocommon.cmake
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; if it has another name: make PYTHON=/path/to/python"; exit 1; }
 	@echo "Installing into .venv with $$($(PYTHON) --version)"
 	$(PYTHON) -m venv .venv
-	wheel=$$($(BIN)/python scripts/llama_wheel.py) && $(PIP) install --quiet --no-index --no-deps --force-reinstall "$$wheel"
+	wheel=$$($(BIN)/python .ci/llama_wheel.py) && $(PIP) install --quiet --no-index --no-deps --force-reinstall "$$wheel"
 	$(PIP) install --quiet --require-hashes -r requirements.lock
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	touch $@

@@ -8,6 +8,7 @@ from functools import partial
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from daemon.api import openapi
 from daemon.api.completion import error_object
 from daemon.api.control import Control
 from daemon.api.errors import ApiError
@@ -37,6 +38,7 @@ def build(
     app.on_response_prepare.append(guard.grant)
     app.on_response_prepare.append(partial(_tell_privacy, workers))
     app.add_routes(OpenAI(Dispatcher(settings, workers, scorer), settings.routing).routes())
+    app.router.add_get("/openapi.json", openapi.serve)
     app.add_routes(Control(settings, workers, scorer).routes())
     return app
 

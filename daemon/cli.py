@@ -170,7 +170,8 @@ def key_set(name: str) -> None:
     if not secret.strip():
         raise click.ClickException("no key was given; type it at the prompt, or pipe it in")
     with _key_errors():
-        keys.set(name, secret.strip())
+        # The keyring may ask for its own password where a person is there to give it.
+        keys.set(name, secret.strip(), timeout=120, prompt=sys.stdin.isatty())
         click.echo(f"{name}: {keys.where(name)}")
 
 

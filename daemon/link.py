@@ -125,18 +125,23 @@ class Link:
         sock.setblocking(False)
         self._sock = sock
         self._on_message = on_message
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock, self._read)
 
     def send(self, message: Message, worker: socket.socket | None = None) -> None:
         """Send `message`, and with it a duplicate of `worker`. A peer that is gone is noticed by reading, not here."""
+        if self._closed:
+            return
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             fds = [] if worker is None else [worker.fileno()]
             socket.send_fds(self._sock, [_MESSAGE.dump_json(message)], fds)
 
     def close(self) -> None:
-        self._loop.remove_reader(self._sock)
-        self._sock.close()
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._sock)
+            self._sock.close()
 
     def _read(self) -> None:
         try:

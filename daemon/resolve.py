@@ -54,7 +54,9 @@ def cloud(settings: Cloud) -> CloudSettings:
             f"cloud.model: {settings.model!r} is no preset ({', '.join(presets())}); for any other model set "
             "cloud.provider, too"
         )
-    base = preset or CloudSettings(name=settings.model, provider=provider, model=settings.model)
+    # Another provider's preset says nothing about this endpoint.
+    own = CloudSettings(name=settings.model, provider=provider, model=settings.model)
+    base = preset if preset and preset.provider == provider else own
     key = settings.key or base.key_name or provider
     timeouts = settings.timeouts
     try:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NO_COMMON = ROOT / "scripts" / "nocommon.cmake"
+NO_COMMON = Path(__file__).with_name("nocommon.cmake")
 LOG = ROOT / ".build" / "llama-wheel.log"
 HEARTBEAT = 20.0
 """Seconds: a compile that says nothing for longer looks dead."""

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import math
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -34,16 +35,19 @@ _log = logging.getLogger(__name__)
 _LOOK_EVERY = 0.02
 _REPORT_EVERY = 50
 """Looks at a loading model between two reports about it."""
+_TRY_AGAIN_AFTER = 5.0
+"""From when on a request tries to load again what failed: by then a file may have come, or memory."""
 
 
 class LlamaModel:
-    """A `ChatModel` over llama.cpp. Loads in the background; once freed as idle, loads again with the next request."""
+    """A `ChatModel` over llama.cpp. Loads in the background, and again with a request after it was freed or failed."""
 
     def __init__(self, settings: LlamaSettings) -> None:
         self._settings = settings
         self._wake = threading.Condition()
         self._state: Literal["loading", "ready", "unloaded", "failed"] = "loading"
         self._detail = ""
+        self._failed_at = 0.0
         self._fraction = 0.0
         self._context_length = 0
         self._wanted = True
@@ -143,9 +147,10 @@ class LlamaModel:
         looks = 0
         while True:
             with self._wake:
-                if self._closed or self._state == "failed" or (self._loaded and not self._loaded.freed):
+                failed = self._state == "failed" and time.monotonic() - self._failed_at < _TRY_AGAIN_AFTER
+                if self._closed or failed or self._loaded is not None:
                     return
-                if self._state == "unloaded":
+                if self._state in ("unloaded", "failed"):
                     self._wanted = True
                     self._wake.notify()
             if looks % _REPORT_EVERY == 0:
@@ -177,14 +182,16 @@ class LlamaModel:
                 self._wake.wait_for(lambda: self._wanted or self._closed)
                 if self._closed:
                     break
-                self._wanted, self._state, self._fraction = False, "loading", 0.0
+                self._wanted, self._state, self._fraction, self._detail = False, "loading", 0.0, ""
             try:
                 loaded = self._load()
-            except LoadError as error:
+            except Exception as error:
+                known = isinstance(error, LoadError)
+                message = str(error) if known else f"{self._settings.path} cannot be loaded: {error!r}"
+                _log.warning("%s", message, exc_info=not known)
                 with self._wake:
-                    self._state, self._detail = "failed", str(error)
-                _log.warning("%s", error)
-                break
+                    self._state, self._detail, self._failed_at = "failed", message, time.monotonic()
+                continue
             with self._wake:
                 self._loaded, self._state, self._context_length = loaded, "ready", loaded.context_length
                 if self._closed:

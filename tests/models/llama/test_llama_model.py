@@ -258,6 +258,20 @@ async def test_truncated_file_is_one_clear_line(smollm2: Path, tmp_path: Path, l
     await _assert_unusable(path, "pull the model again")
 
 
+async def test_model_that_arrives_later_is_loaded_by_a_later_request(
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.llama.model._TRY_AGAIN_AFTER", 0.3)
+    path = tmp_path / "model.gguf"
+    model = LlamaModel(LlamaSettings(path=str(path), name="late", context_length=512))
+    assert (await ask(model, "Hi")).failure.code is FailureCode.UNAVAILABLE
+    path.symlink_to(smollm2)
+    await asyncio.sleep(0.4)
+    assert (await ask(model, "Hi", max_tokens=2)).usage.completion_tokens == 2
+    assert (await model.status()).detail == ""
+    await model.close()
+
+
 async def test_file_larger_than_memory_is_refused_with_numbers_and_not_read(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     with path.open("wb") as file:

@@ -39,15 +39,20 @@ done
 # what tells the journal that its disk is there.
 mkdir -p /run/systemd/{system,unit-root,mount-rootfs,journal} "/var/log/journal/$(cat /etc/machine-id)"
 touch /run/systemd/journal/flushed
-(echo 0 > /sys/fs/cgroup/journald/cgroup.procs; exec /lib/systemd/systemd-journald) > /dev/null 2>&1 < /dev/null &
+(
+    echo 0 > /sys/fs/cgroup/journald/cgroup.procs
+    exec /lib/systemd/systemd-journald
+) > /dev/null 2>&1 < /dev/null &
 
 mkdir -p -m 755 /run/user
 mkdir -m 700 "$runtime"
 chown -R "$uid:$uid" "$runtime" "$manager"
-echo 0 > "$manager/cgroup.procs"
-setpriv --reuid="$uid" --regid="$uid" --clear-groups env -i HOME="$home" USER="$user" LOGNAME="$user" \
-    XDG_RUNTIME_DIR="$runtime" DBUS_SESSION_BUS_ADDRESS="unix:path=$runtime/bus" PATH=/usr/bin:/bin \
-    /lib/systemd/systemd --user --log-target=journal > /dev/null < /dev/null &
+(
+    echo 0 > "$manager/cgroup.procs"
+    exec setpriv --reuid="$uid" --regid="$uid" --clear-groups env -i HOME="$home" USER="$user" LOGNAME="$user" \
+        XDG_RUNTIME_DIR="$runtime" DBUS_SESSION_BUS_ADDRESS="unix:path=$runtime/bus" PATH=/usr/bin:/bin \
+        /lib/systemd/systemd --user --log-target=journal
+) > /dev/null < /dev/null &
 for _ in $(seq 300); do
     [ -S "$runtime/systemd/private" ] && [ -S /run/systemd/journal/stdout ] && break
     sleep 0.1

@@ -41,8 +41,7 @@ def main() -> int:
     except (OSError, ActivationError) as error:
         print(_why_not(error, settings), file=sys.stderr)
         return EXIT_CANNOT_LISTEN
-    confinement = _confine()
-    asyncio.run(serve(settings, listener, link, confinement))
+    asyncio.run(serve(settings, listener, link, confine_gateway()))
     return 0
 
 
@@ -50,6 +49,18 @@ def listen(settings: Settings) -> socket.socket:
     """A bound socket. Raises `OSError`."""
     family = socket.AF_INET6 if ":" in settings.server.host else socket.AF_INET
     return socket.create_server((settings.server.host, settings.server.port), family=family, backlog=128)
+
+
+def confine_gateway() -> Confinement:
+    """Leave this process the sockets that it has, the models and its own state; see `confine`."""
+    folders = [Store().root, platformdirs.user_state_path("upcall")]
+    for folder in folders:
+        # What is not there now cannot be allowed, and an encoder may be pulled later.
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Large files are often links to another disk.
+    linked = [path for path in folders[0].glob("*") if path.is_symlink()]
+    return confine(readable=linked, writable=folders, may_accept=True)
 
 
 async def serve(settings: Settings, listener: socket.socket, link: socket.socket, confinement: Confinement) -> None:
@@ -165,18 +176,6 @@ class Gateway:
         self._serving.remove(serving)
         if all(other.scorer is not serving.scorer for other in self._serving):
             serving.scorer.close()
-
-
-def _confine() -> Confinement:
-    """Leave this process its listener, its link, the models and its own state."""
-    folders = [Store().root, platformdirs.user_state_path("upcall")]
-    for folder in folders:
-        # What is not there now cannot be allowed, and an encoder may be pulled later.
-        with contextlib.suppress(OSError):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Large files are often links to another disk.
-    linked = [path for path in folders[0].glob("*") if path.is_symlink()]
-    return confine(readable=linked, writable=folders, may_accept=True)
 
 
 def _accepted(listener: socket.socket) -> socket.socket:

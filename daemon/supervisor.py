@@ -155,7 +155,15 @@ class Supervisor:
                 self._spawn(self._hear_confinement(name, process))
             else:
                 process = await self._child("daemon.worker", [theirs], name)
+        if name == "cloud" and self._standing.privacy:
+            # It was switched on while the process was being made.
+            process.kill()
+            ours.close()
+            self._tell(WorkerDown("cloud", "privacy mode is on"))
+            return
         worker = Worker(process, asyncio.get_running_loop().time())
+        if name in self._workers:
+            self._retired.add(self._workers[name])
         self._workers[name] = worker
         self._tell(WorkerUp(name), ours)
         ours.close()
@@ -172,7 +180,8 @@ class Supervisor:
             stdin=PIPE, pass_fds=fds, start_new_session=True, **options,
         )  # fmt: skip
         assert process.stdin is not None
-        process.stdin.write(self._settings.model_dump_json().encode())
+        settings = self._settings if arguments == ("cloud",) else _without_proxy(self._settings)
+        process.stdin.write(settings.model_dump_json().encode())
         process.stdin.close()
         return process
 
@@ -290,7 +299,7 @@ class Supervisor:
             return "; ".join(str(error).splitlines())
         if refusal := self._unenforced(settings):
             return refusal
-        self._tell(Reload(settings))
+        self._tell(Reload(_without_proxy(settings)))
         if refusal := await self._refusals.get():
             return refusal
         before, self._settings = self._settings, settings
@@ -340,6 +349,11 @@ class Supervisor:
         if self._gateway:
             children.insert(0, self._gateway)
         await asyncio.gather(*map(_end, children))
+
+
+def _without_proxy(settings: Settings) -> Settings:
+    """For processes that see prompts: the URL of a proxy may hold a password."""
+    return settings.model_copy(update={"cloud": settings.cloud.model_copy(update={"proxy": None})})
 
 
 def _harmless_environment() -> dict[str, str]:

@@ -45,6 +45,8 @@ class Workers:
         self.price: Price | None = None
         """Of the strong model; `None` while it is not known."""
         self.why_down: dict[WorkerName, str] = {}
+        self._wanted: set[WorkerName] = set()
+        """Asked for and not yet here. Each further wish would start one more."""
         self.reloads = asyncio.Queue[Settings]()
         """Settings that the gateway is to take over, each to be answered by `reloaded`."""
         self._cloud = cloud
@@ -72,9 +74,14 @@ class Workers:
     async def get(self, name: WorkerName) -> WorkerClient | None:
         """The worker, started if need be; `None`, with `why_down`, where the supervisor could or would not."""
         if not self._alive(name):
-            self.why_down.pop(name, None)
-            self._link.send(Want(name))
-            await self._until(lambda: self._alive(name) or name in self.why_down)
+            if name not in self._wanted:
+                self._wanted.add(name)
+                self.why_down.pop(name, None)
+                self._link.send(Want(name))
+            try:
+                await self._until(lambda: self._alive(name) or name in self.why_down)
+            finally:
+                self._wanted.discard(name)
         return self._clients[name] if self._alive(name) else None
 
     async def local_status(self) -> ModelStatus:

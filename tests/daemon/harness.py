@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,15 +55,19 @@ def cli(environment: Mapping[str, str], *arguments: str, stdin: str = "") -> "su
 
 @contextmanager
 def running_daemon(
-    home: Path, models: Path | None, settings: Mapping[str, str], credentials: Path | None = None
+    home: Path,
+    models: Path | None,
+    settings: Mapping[str, str],
+    credentials: Path | None = None,
+    wrapper: Sequence[str] = (),
 ) -> Iterator[Daemon]:
-    """`credentials` is a folder of API keys, as systemd hands them to a service."""
+    """`credentials` is a folder of API keys, as systemd hands them to a service; `wrapper` runs what follows it."""
     environment = user_environment(home, models) | {f"UPCALL_{name}": value for name, value in settings.items()}
     if credentials:
         environment["CREDENTIALS_DIRECTORY"] = str(credentials)
     log = home / "log"
     with log.open("wb") as stderr:
-        process = subprocess.Popen([UPCALL, "serve", "--port", "0"], env=environment, stderr=stderr)
+        process = subprocess.Popen([*wrapper, UPCALL, "serve", "--port", "0"], env=environment, stderr=stderr)
     try:
         yield Daemon(process, environment, Server(port=_port(process, log)))
     finally:

@@ -1,6 +1,7 @@
 """Daemons as people run them: `upcall serve` as a process, with a home of its own and the real models."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -105,9 +106,8 @@ def _port(process: "subprocess.Popen[bytes]", log: Path) -> int:
     def listening() -> bool:
         nonlocal port
         assert process.poll() is None, log.read_text()
-        for line in log.read_text().splitlines():
-            if "listening on http://127.0.0.1:" in line:
-                port = int(line.rsplit(":", 1)[1])
+        if said := re.search(r"listening on http://127\.0\.0\.1:(\d+)", log.read_text()):
+            port = int(said[1])
         return bool(port)
 
     wait_until(listening)

@@ -40,7 +40,7 @@ class Daemon:
     def children(self, role: str) -> list[psutil.Process]:
         """The processes of the daemon whose command line has `role`: gateway, local or cloud."""
         found = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in found if any(role in word for word in child.cmdline())]
+        return [child for child in found if any(role in word for word in _command(child))]
 
     def cli(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Another `upcall` command of the same user."""
@@ -52,6 +52,13 @@ def cli(environment: Mapping[str, str], *arguments: str, stdin: str = "") -> "su
     return subprocess.run(
         [UPCALL, *arguments], env=environment, input=stdin, capture_output=True, text=True, timeout=60
     )
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []  # It has just ended.
 
 
 @contextmanager

@@ -244,7 +244,6 @@ def test_a_key_in_the_keyring_can_be_used_from_within_the_sandbox(running: User,
 FORBIDDEN = [
     "write the home",
     "write the settings",
-    "write the models",
     "write elsewhere",
     "see others' /tmp",
     "see devices",
@@ -257,7 +256,14 @@ FORBIDDEN = [
     "dump core",
     "gain privileges",
 ]
-NEEDED = ["write its state", "write /tmp", "make an internet socket", "leave the network", "use Landlock"]
+NEEDED = [
+    "write its state",
+    "write the models",
+    "write /tmp",
+    "make an internet socket",
+    "leave the network",
+    "use Landlock",
+]
 """What upcall does, the last two to confine its own processes further."""
 
 
@@ -298,8 +304,25 @@ def test_the_sandbox_leaves_upcall_to(probed: tuple[Mapping[str, str], Mapping[s
     assert probed[1][what] == ""
 
 
+def test_upcall_confines_its_processes_within_the_sandbox_as_well(running: User, server: Server) -> None:
+    kernel = call(server, "GET", "/healthz", timeout=60)["kernel"]
+
+    assert kernel["barrier"] == "netns", kernel
+
+
 def test_the_exposure_is_not_above_the_one_documented(user: User) -> None:
     user.run("systemd-analyze", "--user", "security", "--no-pager", "--threshold=35", SERVICE)
+
+
+def test_the_system_unit_is_valid_and_its_exposure_not_above_the_one_documented(user: User, tmp_path: Path) -> None:
+    unit = tmp_path / "upcall-system.service"
+    unit.write_text((REPOSITORY / "systemd" / unit.name).read_text().replace("/usr/bin/upcall", str(UPCALL)))
+    verified = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    security = ["systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=25", unit]
+    judged = subprocess.run(security, capture_output=True, text=True)
+
+    assert (verified.returncode, verified.stderr) == (0, "")
+    assert judged.returncode == 0, judged.stdout
 
 
 def test_system_users_are_refused(user: User) -> None:

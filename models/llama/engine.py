@@ -104,6 +104,7 @@ class Engine:
         with self._wake:
             if self._ended:
                 raise EngineEndedError
+            self._drop_cancelled()
             free = self._settings.slots - len(self._answers)
             if len(self._waiting) + len(tasks) > self._settings.queue_limit + max(free, 0):
                 wait = self._seconds_per_task * (len(self._waiting) + 1) / self._settings.slots
@@ -158,8 +159,7 @@ class Engine:
         """Give slots to the head of the queue, first come first served."""
         while True:
             with self._wake:
-                while self._waiting and self._waiting[0].cancelled:
-                    self._waiting.popleft()
+                self._drop_cancelled()
                 task = self._waiting[0] if self._waiting else None
             slot = self._pool.acquire(task.prompt, task.reserve) if task else None
             if task is None or slot is None:
@@ -173,6 +173,10 @@ class Engine:
             if task.position != position:
                 task.position = position
                 self._tell(task, Progress("queued", position=position))
+
+    def _drop_cancelled(self) -> None:
+        if any(task.cancelled for task in self._waiting):
+            self._waiting = deque(task for task in self._waiting if not task.cancelled)
 
     def _step(self) -> None:
         """Compute one batch: a token of every running answer, and prompts as far as the rest of the batch goes."""

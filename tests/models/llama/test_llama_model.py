@@ -258,6 +258,14 @@ async def test_truncated_file_is_one_clear_line(smollm2: Path, tmp_path: Path, l
     await _assert_unusable(path, "pull the model again")
 
 
+async def test_unknown_architecture_is_one_clear_line(smollm2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    key = b"general.architecture\x08\x00\x00\x00\x05\x00\x00\x00\x00\x00\x00\x00"
+    with smollm2.open("rb") as known, path.open("wb") as unknown:
+        unknown.write(known.read().replace(key + b"llama", key + b"lemur", 1))
+    await _assert_unusable(path, "lemur")
+
+
 async def test_model_that_arrives_later_is_loaded_by_a_later_request(
     smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ import pytest
 from daemon.confine import kernel, seccomp
 from tests.conftest import Require
 from tests.daemon.conftest import Escalating, StartDaemon
-from tests.daemon.harness import UPCALL, Daemon, client, running_daemon, user_environment, wait_until
+from tests.daemon.harness import UPCALL, client, running_daemon, user_environment, wait_until
 from tests.emulators.servers import KEY, Emulator
 
 HOSTILE = Path(__file__).with_name("hostile.py")
@@ -90,26 +90,30 @@ def test_a_hostile_process_reaches_nothing(
     assert [name for name, succeeded in outcome.items() if succeeded] == []
 
 
-@pytest.mark.parametrize("role", CONFINED)
-def test_code_inside_the_running_process_reaches_nothing(
-    role: str, targets: dict[str, Any], models_ready: Path, tmp_path: Path, require: Require
+def test_code_inside_the_running_processes_reaches_nothing(
+    targets: dict[str, Any], models_ready: Path, tmp_path: Path, require: Require
 ) -> None:
-    """The same attempts, by code that waits for a signal inside the very process that serves."""
+    """The same attempts, by code that waits for a signal inside the very processes that serve."""
     require(_landlock(), "needs a kernel with Landlock")
     (tmp_path / "planted").mkdir()
     (tmp_path / "planted" / "sitecustomize.py").write_text(PLANTED)
-    wrapper = ["env", f"PYTHONPATH={tmp_path / 'planted'}", f"PYTHONHOSTILE={HOSTILE.read_text()}"]
-    wrapper.append(f"PYTHONTARGETS={json.dumps(targets)}")
+    planted = {"PATH": tmp_path / "planted", "HOSTILE": HOSTILE.read_text(), "TARGETS": json.dumps(targets)}
+    wrapper = ["env", *(f"PYTHON{name}={value}" for name, value in planted.items())]
     with running_daemon(tmp_path, models_ready, {}, wrapper=wrapper) as daemon:
         wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "ready")
-        daemon.children(role)[0].send_signal(signal.SIGUSR1)
-        wait_until(lambda: "ATTACKED" in (tmp_path / "log").read_text())
-    (line,) = (line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("ATTACKED "))
-    listeners, outcome = json.loads(line.removeprefix("ATTACKED "))
+        for count, role in enumerate(("local", "gateway"), 1):
+            daemon.children(role)[0].send_signal(signal.SIGUSR1)
+            wait_until(lambda count=count: len(_reports(tmp_path)) == count)
 
-    assert bool(listeners) == (role == "gateway")
-    assert len(outcome) > 20
-    assert [name for name, succeeded in outcome.items() if succeeded] == []
+    assert [bool(listeners) for listeners, _ in _reports(tmp_path)] == [False, True]
+    for _, outcome in _reports(tmp_path):
+        assert len(outcome) > 20
+        assert [name for name, succeeded in outcome.items() if succeeded] == []
+
+
+def _reports(home: Path) -> list[tuple[int, dict[str, bool]]]:
+    """What the planted code has written: how many listeners its process had, and how its attempts went."""
+    return [json.loads(line) for line in re.findall(r"^ATTACKED (.*)\n", (home / "log").read_text(), re.M)]
 
 
 PLANTED = """
@@ -136,6 +140,7 @@ signal.signal(signal.SIGUSR1, hostile)
 
 
 def test_every_layer_holds_the_processes_that_see_prompts(start_daemon: StartDaemon, require: Require) -> None:
+    require(os.geteuid() == 0, "needs root, who may look into any process")
     require(_landlock(), "needs a kernel with Landlock")
     daemon = start_daemon()
     networks = {os.readlink("/proc/self/ns/net")}
@@ -152,24 +157,20 @@ def test_every_layer_holds_the_processes_that_see_prompts(start_daemon: StartDae
     assert len(networks) == 3
 
 
-def test_no_process_that_sees_prompts_inherits_keys_from_the_environment(
-    start_daemon: StartDaemon,
+def test_no_process_that_sees_prompts_inherits_keys_from_the_environment_or_the_settings(
+    tmp_path: Path, models_ready: Path, require: Require
 ) -> None:
-    daemon = start_daemon(CLOUD__PROXY="http://user:proxy-password@127.0.0.1:9")
-    environment = {**daemon.environment, "OPENAI_API_KEY": "sk-from-the-shell"}
-    environment["UPCALL_SERVER__PORT"] = "0"
-    with subprocess.Popen([UPCALL, "serve"], env=environment, stderr=subprocess.DEVNULL) as process:
-        try:
-            second = Daemon(process, environment, daemon.server)
-            wait_until(lambda: all(second.children(role) for role in CONFINED))
-            for role in CONFINED:
-                (child,) = second.children(role)
-                wait_until(lambda child=child: "HOME" in child.environ())
-                assert "sk-from-the-shell" not in str(child.environ())
-        finally:
-            process.terminate()
-    for role in CONFINED:
-        assert not _in_memory(daemon.children(role)[0], b"proxy-password")
+    require(os.geteuid() == 0, "needs root, who may read any memory")
+    settings = {"CLOUD__PROXY": "http://user:proxy-password@127.0.0.1:9"}
+    wrapper = ["env", "OPENAI_API_KEY=sk-from-the-shell"]
+    with running_daemon(tmp_path, models_ready, settings, wrapper=wrapper) as daemon:
+        wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "ready")
+        # Shows that the search finds what is there.
+        assert _in_memory(psutil.Process(daemon.process.pid), b"proxy-password")
+        for role in CONFINED:
+            (process,) = daemon.children(role)
+            assert "sk-from-the-shell" not in str(process.environ())
+            assert not _in_memory(process, b"proxy-password")
 
 
 def test_nothing_is_imported_from_the_directory_that_upcall_was_started_in(

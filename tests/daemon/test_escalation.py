@@ -1,5 +1,6 @@
 """Prompts that go up: to emulators of the providers' own APIs, and back to this machine where the cloud fails."""
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from tests.conftest import Require
 from tests.daemon.conftest import Escalating
 from tests.daemon.harness import Daemon, client, wait_until
 from tests.emulators.servers import KEY, Emulator
@@ -102,7 +104,10 @@ def _reason(daemon: Daemon) -> str:
     return str(answer.headers["x-upcall-reason"])
 
 
-def test_the_key_is_in_no_environment_or_command_line_but_its_file(escalating: Escalating, aimock: Emulator) -> None:
+def test_the_key_is_in_no_environment_or_command_line_but_its_file(
+    escalating: Escalating, aimock: Emulator, require: Require
+) -> None:
+    require(os.geteuid() == 0, "needs root, who may read any environment")
     daemon = escalating(aimock.base_url("openai"))
     client(daemon).chat.completions.create(model="cloud", messages=HELLO)
 

@@ -1,5 +1,6 @@
 """Privacy mode: what it keeps here, how it is switched, and that no cloud process exists under it."""
 
+import http.client
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,34 @@ def test_privacy_cuts_an_escalation_under_way_and_tells_its_client(
     with pytest.raises(openai.APIError, match="Privacy mode was switched on"):
         for _ in received:
             pass
+
+
+def test_every_answer_carries_a_header_while_privacy_mode_is_on(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+
+    def header(path: str, method: str = "GET") -> str | None:
+        connection = http.client.HTTPConnection("127.0.0.1", daemon.server.port, timeout=60)
+        connection.request(method, path)
+        return connection.getresponse().getheader("x-upcall-privacy")
+
+    paths = [("/healthz", "GET"), ("/v1/models", "GET"), ("/nowhere", "GET"), ("/v1/chat/completions", "POST")]
+    assert [header(*path) for path in paths] == [None] * 4
+    daemon.cli("privacy", "on")
+    assert [header(*path) for path in paths] == ["on"] * 4
+    raw = client(daemon).chat.completions.with_raw_response
+    for stream in (False, True):
+        answer = raw.create(model="local", messages=HELLO, max_tokens=1, stream=stream)
+        assert answer.headers["x-upcall-privacy"] == "on"
+
+
+def test_nothing_is_pulled_under_privacy(tmp_path: Path) -> None:
+    environment = user_environment(tmp_path)
+    cli(environment, "privacy", "on")
+    refused = cli(environment, "pull", "smollm2-135m")
+
+    assert refused.returncode == 1
+    assert "upcall privacy off" in refused.stderr
+    assert not (tmp_path / "data" / "upcall" / "models").exists()
 
 
 def test_a_request_header_tightens_privacy_and_cannot_loosen_it(

@@ -160,13 +160,17 @@ class Engine:
         while True:
             with self._wake:
                 self._drop_cancelled()
-                task = self._waiting[0] if self._waiting else None
-            slot = self._pool.acquire(task.prompt, task.reserve) if task else None
-            if task is None or slot is None:
+                task = self._waiting.popleft() if self._waiting else None
+            if task is None:
                 break
+            slot = self._pool.acquire(task.prompt, task.reserve)
             with self._wake:
-                self._waiting.popleft()
-                self._answers.append(_Answer(task, slot))
+                if slot is not None:
+                    self._answers.append(_Answer(task, slot))
+                else:
+                    self._waiting.appendleft(task)
+            if slot is None:
+                break
         with self._wake:
             waiting = list(self._waiting)
         for position, task in enumerate(waiting):

@@ -127,21 +127,19 @@ async def test_simultaneous_requests_all_get_their_own_answer(model: LlamaModel)
         assert_same(one, other)
 
 
-async def test_closing_the_answer_stops_a_running_prefill_within_half_a_second(model: LlamaModel) -> None:
-    request = ChatRequest(messages=[{"role": "user", "content": LONG_PROMPT}], max_tokens=4)
-    events = model.chat(request)
+async def test_closing_the_answer_stops_a_running_prefill(model: LlamaModel) -> None:
+    await ask(model, "word " * 300, max_tokens=1)  # loads the model and lets it measure itself
+    whole_prompt_seconds = len(LONG_PROMPT.split()) / model._ready().engine._prompt_rate
+    events = model.chat(ChatRequest(messages=[{"role": "user", "content": LONG_PROMPT}], max_tokens=4))
     waiting = asyncio.create_task(anext(events))
-    await asyncio.sleep(0.7)
-    assert not waiting.done(), "the prompt is meant to be long enough to still be at work"
+    await asyncio.sleep(whole_prompt_seconds / 10)
+    assert not waiting.done()
     waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
+    await asyncio.wait([waiting])
     await events.aclose()
     started = time.monotonic()
-    after = await ask(model, "Hi", max_tokens=1)
-    assert after.finish.reason == "length"
-    uncancelled_seconds = len(LONG_PROMPT.split()) / 1000  # no machine of today reads faster
-    assert time.monotonic() - started < min(0.5 + 1.0, uncancelled_seconds)
+    assert (await ask(model, "Hi", max_tokens=1)).finish.reason == "length"
+    assert time.monotonic() - started < whole_prompt_seconds / 4
 
 
 async def test_cancelling_one_prompt_does_not_change_an_answer_beside_it(model: LlamaModel) -> None:
@@ -169,13 +167,13 @@ async def test_prompt_that_does_not_fit_is_refused_with_the_numbers(settings: Ll
     await model.close()
 
 
-@pytest.mark.parametrize("flood", ["a" * 10_000_000, "<|im_end|>" * 90_000, " " * 1_000_000])
-async def test_flood_is_refused_quickly_and_other_requests_go_on(model: LlamaModel, flood: str) -> None:
-    started = time.monotonic()
-    flooded, beside = await asyncio.gather(ask(model, flood), ask(model, "Hi", max_tokens=2))
+@pytest.mark.parametrize("flood", ["a" * 10_000_000, "<|im_end|>" * 90_000])
+async def test_flood_is_refused_before_an_answer_beside_it_is_done(model: LlamaModel, flood: str) -> None:
+    beside = asyncio.create_task(ask(model, STORY, max_tokens=100))
+    flooded = await ask(model, flood)
     assert flooded.failure.code is FailureCode.CONTEXT_LENGTH
-    assert beside.usage.completion_tokens == 2
-    assert time.monotonic() - started < 20  # quadratic work would take minutes
+    assert not beside.done()
+    assert (await beside).usage.completion_tokens == 100
 
 
 async def test_answer_without_max_tokens_may_fill_the_rest_of_the_context(settings: LlamaSettings) -> None:

@@ -9,6 +9,8 @@ import platformdirs
 from rich.console import Console
 from rich.table import Table
 
+from routers.calibration import shipped
+from routers.evaluation import plots
 from routers.evaluation.benchmarks import BENCHMARKS
 from routers.evaluation.runner import Result, run, save
 
@@ -39,6 +41,7 @@ def main() -> None:
     )
     parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws")
     parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--plots", type=Path, help="also draw curves.png and reliability.png in this folder")
     options = parser.parse_args()
     if options.data is None or options.encoder is None:
         parser.error("--data and --encoder are needed, or UPCALL_DATA and UPCALL_ENCODER")
@@ -49,6 +52,9 @@ def main() -> None:
     Console().print(table(results))
     if options.json:
         save(results, options.json)
+    if options.plots:
+        plots.curves(results, options.plots / "curves.png")
+        plots.reliability([shipped(name) for name in options.routers.split(",")], options.plots / "reliability.png")
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ class Settings:
     steps: int = 400
     batch: int = 4096
     learning_rate: float = 2e-2
-    noise: float = 0.04
-    """Of Gaussian noise on each component of the prompt vector, as RouteLLM adds 0.1; applied in expectation."""
+    noise: float = 0.1
+    """Of Gaussian noise on each component of the prompt vector, as much as RouteLLM adds; applied in expectation."""
     deviation_decay: float = 10.0
     seed: int = 0
 
@@ -97,6 +97,7 @@ def fit(
 def _factorize(
     vectors: Rows, comparisons: pairs.Comparisons, settings: Settings, progress: bool
 ) -> MatrixFactorization:
+    torch.set_num_threads(1)  # two wait for each other at every step where the machine is busy
     torch.manual_seed(settings.seed)
     generator = np.random.default_rng(settings.seed)
     inputs = torch.from_numpy(vectors)

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from routers.training import data as training_data
+from routers.training import mf, pairs
+from routers.training.export import write_mf
+
+
+def test_no_benchmark_prompt_is_trained_on(data: Path) -> None:
+    banned = training_data.benchmark_prompts(data)
+    for source in training_data.sources(data):
+        assert not banned & set(source.prompts), source.name
+    assert not banned & set(training_data.votes(data).prompts)
+
+
+def test_nothing_whose_licence_forbids_shipping_is_trained_on(data: Path) -> None:
+    trained = {source.name for source in training_data.sources(data)}
+    assert not trained & {"alpaca_eval", "routerbench_0shot_partial", "code_humaneval_mbpp_plus"}
+
+
+def _source(n: int = 400) -> tuple[training_data.Source, np.ndarray]:
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(n, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    hard = (vectors[:, 0] > 0).astype(np.float32)
+    outcomes = {"big": np.ones(n, dtype=np.float32), "small": 1 - hard}
+    return training_data.Source(
+        "made", [f"{row}" for row in range(n)], outcomes, ("big",), ("small",), ["one"] * n
+    ), vectors
+
+
+def test_training_finds_what_makes_prompts_hard_and_the_export_agrees_with_torch(tmp_path: Path) -> None:
+    source, vectors = _source()
+    lengths = np.random.default_rng(1).random(len(vectors)).astype(np.float32)
+    comparisons = pairs.compare([source], [np.ones(len(vectors), dtype=bool)])
+    trained = mf.fit(vectors, lengths, comparisons, mf.Settings(steps=150, batch=256, noise=0.04))
+    without = mf.Trained(trained.model).lead(vectors, lengths)
+    assert np.corrcoef(without, vectors[:, 0])[0, 1] > 0.9
+
+    model = trained.model
+    path = tmp_path / "mf.onnx"
+    write_mf(
+        path,
+        projection=model.projection.detach().numpy(),
+        models=model.models().detach().numpy(),
+        direction=model.direction.detach().numpy(),
+        strong=len(model.tier_of) + pairs.STRONG,
+        weak=len(model.tier_of) + pairs.WEAK,
+        length_mean=trained.length_mean,
+        length_scale=trained.length_scale,
+        calibration=(1.5, -0.2),
+        metadata={"version": "test"},
+    )
+    exported = ort.InferenceSession(path).run(None, {"embedding": vectors, "log_length": lengths[:, None]})[0]
+    expected = torch.sigmoid(torch.from_numpy(1.5 * trained.lead(vectors, lengths) - 0.2)).numpy()
+    assert exported == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    source, vectors = _source(100)
+    comparisons = pairs.compare([source], [np.ones(100, dtype=bool)])
+    lengths = np.linspace(0, 1, 100, dtype=np.float32)
+    first, second = (mf.fit(vectors, lengths, comparisons, mf.Settings(steps=20, batch=64)) for _ in range(2))
+    assert np.array_equal(first.lead(vectors, lengths), second.lead(vectors, lengths))
+
+
+def test_ties_count_as_a_half() -> None:
+    source, _ = _source(50)
+    comparisons = pairs.compare([source], [np.ones(50, dtype=bool)])
+    equal = source.outcomes["big"] == source.outcomes["small"]
+    versus_big = comparisons.first == 0
+    assert set(comparisons.outcome[versus_big & equal[comparisons.prompt]].tolist()) == {0.5}
+
+
+def test_harness_text_is_cut_from_prompts() -> None:
+    framed = 'Which gas?\nA) Helium\nB) Neon\nPrint only a single choice from "A" or "B" without explanation.\nAnswer:'
+    assert training_data.question(framed) == "Which gas?\nA) Helium\nB) Neon"
+    assert training_data.question("## Question: \n\nHow many?\n\n\n## Instruction \n\nAnswer in JSON.") == "How many?"
+    assert training_data.question("Answer:") != ""

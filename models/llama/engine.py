@@ -23,12 +23,12 @@ from models.llama.text import Piece, TextStream
 
 _log = logging.getLogger(__name__)
 
-_SMALLEST_CHUNK = 16
-"""Prompt tokens per step; fewer waste the batch."""
-_FIRST_CHUNK = 128
-"""The same while the machine's speed is unknown."""
+_SMALLEST_CHUNK = 32
+"""Prompt tokens per step beside running answers. Llama 3 8B reads 16 at a time at half the speed of 64."""
+_SMALLEST_BATCH = 128
+"""The same with nobody to hold up."""
 _LONGEST_STEP = 4.0
-"""Seconds that a newcomer may have to wait for a step that only reads prompts; larger batches hardly read faster."""
+"""Seconds that a newcomer may have to wait for a step that only reads prompts, where larger ones hardly read faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,11 @@ class Engine:
         """Fill the context's batch; who takes part with which tokens."""
         self._context.clear_batch()
         running = [answer for answer in self._answers if not answer.in_prompt]
-        room = self._chunk(self._settings.stall if running else _LONGEST_STEP)
+        room = (
+            self._chunk(self._settings.stall, _SMALLEST_CHUNK)
+            if running
+            else self._chunk(_LONGEST_STEP, _SMALLEST_BATCH)
+        )
         parts = []
         for answer in [*running, *(answer for answer in self._answers if answer.in_prompt)]:
             if answer.in_prompt and not (room and self._start(answer)):
@@ -240,11 +244,9 @@ class Engine:
             answer.pending = answer.task.prompt[answer.cached :]
         return answer.cached is not None
 
-    def _chunk(self, seconds: float) -> int:
+    def _chunk(self, seconds: float, least: int) -> int:
         """Prompt tokens to compute in about so long, going by the steps so far."""
-        if not self._prompt_rate:
-            return _FIRST_CHUNK
-        return int(min(max(self._prompt_rate * seconds, _SMALLEST_CHUNK), self._settings.batch))
+        return int(min(max(self._prompt_rate * seconds, least), self._settings.batch))
 
     def _measure(self, parts: Sequence[tuple["_Answer", NDArray[np.int32]]], seconds: float) -> None:
         tokens = sum(len(tokens) for _, tokens in parts)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
+from daemon import routing_cli
+
 if TYPE_CHECKING:
     from daemon.config import Settings
     from models.store import Progress
@@ -33,6 +35,10 @@ def main() -> None:
             raise
         click.echo(f"upcall: {error}", err=True)
         sys.exit(1)
+
+
+for command in (routing_cli.routers, routing_cli.calibrate, routing_cli.train, routing_cli.evaluate):
+    cli.add_command(command)
 
 
 config_option = click.option(

@@ -20,11 +20,18 @@ PROMPTS = (
     "Say hello in one short sentence.",
     "Qual é a capital do Brasil?",
     "List three things to take on a day at the beach.",
-    "Write a Python function that merges two sorted lists, and say how long it takes.",
-    "Prove que existem infinitos números primos da forma 4k + 3, justificando cada passo.",
-    "Design a lock-free multi-producer queue in C++20, give the memory ordering of every atomic operation, and prove "
-    "that it is linearizable.",
+    "A factory makes 12% defective parts. A test finds 95% of the defective ones and wrongly flags 3% of the good "
+    "ones. What share of the flagged parts is really defective, and how does that change when every flagged part is "
+    "tested a second time?",
+    "Uma urna tem 5 bolas vermelhas e 7 azuis. Retiram-se três bolas sem reposição e, a cada bola azul retirada, "
+    "acrescentam-se duas vermelhas. Calcule a distribuição do número de bolas vermelhas retiradas, o seu valor "
+    "esperado e a variância, mostrando todas as contas.",
+    "Design a lock-free multi-producer queue in C++20 with a bounded ring buffer: give the memory ordering of every "
+    "atomic operation, prove that it is linearizable, say where the ABA problem could arise and how you rule it out, "
+    "and compare its throughput under contention with that of a queue that takes a mutex.",
 )
+CLOUD_SHARE = "0.4"
+"""More than the default, so that few prompts show both ways."""
 STAND_IN = "qwen2.5-coder-1.5b"
 START_SECONDS = 120.0
 ANSWER_SECONDS = 300.0
@@ -54,7 +61,7 @@ def main() -> None:
             }
         server = load().server
         if options.pair or not _running(server):
-            server = stack.enter_context(_daemon(_free_server(server), environment))
+            server = stack.enter_context(_daemon(_free_server(server), environment, "--cloud-share", CLOUD_SHARE))
         for prompt in PROMPTS:
             _show(console, server, prompt)
         console.print(f"\nupcall is listening. Point any OpenAI client at [bold]{_url(server)}/v1[/], or try:")

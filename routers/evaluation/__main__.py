@@ -28,7 +28,7 @@ def table(results: Sequence[Result]) -> Table:
     return shown
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m routers.evaluation", description="Evaluate routers as RouteLLM did."
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws")
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--plots", type=Path, help="also draw curves.png and reliability.png in this folder")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.data is None or options.encoder is None:
         parser.error("--data and --encoder are needed, or UPCALL_DATA and UPCALL_ENCODER")
     results = run(

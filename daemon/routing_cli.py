@@ -1,0 +1,118 @@
+"""The commands around routers: what there are, what they are worth, and how they are made."""
+
+import importlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import click
+
+TRAINERS = {"mf": "mf", "knn": "references", "sw_ranking": "references"}
+"""The module of `routers.training` that trains each router."""
+SAMPLE = "Explain, step by step, why the sum of the angles of a triangle is 180 degrees. " * 5
+"""About a hundred tokens, to time a router with."""
+
+data_option = click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    envvar="UPCALL_DATA",
+    required=True,
+    help="Folder of the data files (or UPCALL_DATA).",
+)
+
+
+@click.command()
+def routers() -> None:
+    """List the routers with version, size, time per prompt, and how well their scores are calibrated."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from routers.calibration import shipped
+    from routers.graph import ARTIFACTS
+    from routers.interface import RouterError
+    from routers.registry import ROUTERS, load
+
+    table = Table("router", "version", "size", "ms per 100 tokens", "calibration error", box=None)
+    for name in ROUTERS:
+        size = sum(file.stat().st_size for file in (ARTIFACTS / name).glob("*")) / 1e6
+        try:
+            router = load(name, _encoder())
+            error = f"{shipped(name).expected_calibration_error:.3f}"
+        except RouterError as trouble:
+            table.add_row(name, "-", f"{size:.1f} MB", "-", str(trouble))
+            continue
+        table.add_row(name, router.version, f"{size:.1f} MB", f"{_milliseconds(router.score):.1f}", error)
+    Console().print(table)
+
+
+@click.command()
+@click.option("--router", default="mf", show_default=True)
+@click.option("--cloud-share", type=click.FloatRange(0, 1), default=0.2, show_default=True)
+def calibrate(router: str, cloud_share: float) -> None:
+    """Say which threshold sends a share of ordinary prompts up, by the sample that ships with the router."""
+    from routers.calibration import shipped
+    from routers.interface import RouterError
+
+    try:
+        calibration = shipped(router)
+        threshold = calibration.threshold(cloud_share)
+    except RouterError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"threshold {threshold:.4f} for {router}@{calibration.version}, cloud share {cloud_share:.0%}")
+    click.echo(f"sample of {calibration.n} prompts, {calibration.date}: {calibration.sample}", err=True)
+
+
+@click.command()
+@click.argument("router", type=click.Choice(sorted(TRAINERS)))
+@data_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for the artifact, in the place of the shipped one."
+)
+def train(router: str, data: Path, out: Path | None) -> None:
+    """Train ROUTER from the data files; minutes on two cores, most of them embedding prompts the first time."""
+    module = _training(f"routers.training.{TRAINERS[router]}")
+    function = getattr(module, "train" if TRAINERS[router] == router else f"train_{router}")
+    where = {} if out is None else {"out": out}
+    calibration = function(data, _encoder(), **where)
+    click.echo(f"{router}@{calibration.version}: calibration error {calibration.expected_calibration_error:.3f}")
+
+
+@click.command()
+@click.option("--routers", "names", default="mf", show_default=True, help="Comma-separated.")
+@click.option("--benchmark", "benchmarks", default="mmlu,gsm8k,mt-bench", show_default=True, help="Comma-separated.")
+@data_option
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the results here.")
+@click.option("--plots", type=click.Path(path_type=Path), help="Also draw the curves in this folder.")
+def evaluate(names: str, benchmarks: str, data: Path, json_file: Path | None, plots: Path | None) -> None:
+    """Evaluate routers as RouteLLM did: APGR and CPT beside random choice, prompt length alone and the oracle."""
+    _training("pyarrow")
+    arguments = ["--routers", names, "--benchmarks", benchmarks, "--data", str(data), "--encoder", str(_encoder())]
+    for flag, value in (("--json", json_file), ("--plots", plots)):
+        arguments += [] if value is None else [flag, str(value)]
+    _training("routers.evaluation.__main__").main(arguments)
+
+
+def _encoder() -> Path:
+    from models.store import Store
+
+    return Path(os.environ["UPCALL_ENCODER"]) if "UPCALL_ENCODER" in os.environ else Store().path("use-multilingual")
+
+
+def _training(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        message = f"{error.name} is not installed, which training and evaluation need: run `make train-deps`"
+        raise click.ClickException(message) from None
+
+
+def _milliseconds(score: Callable[[Sequence[str]], object]) -> float:
+    """Median of some tries."""
+    times = []
+    for _ in range(15):
+        start = time.perf_counter()
+        score([SAMPLE])
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2] * 1000

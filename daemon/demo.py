@@ -121,7 +121,7 @@ def _show(console: Console, server: Server, prompt: str) -> None:
 def _verdict(answer: Mapping[str, Any], seconds: float) -> str:
     seen = answer["x_upcall"]
     colour = "green" if seen["route"] == "local" else "magenta"
-    score = "" if seen["score"] is None else f" · score {seen['score']:.2f} of {seen['threshold']:.2f}"
+    score = "" if seen["score"] is None else f" · score {seen['score']:.3f} of {seen['threshold']:.3f}"
     speed = answer["usage"]["completion_tokens"] / seconds
     return (
         f"[{colour}]{seen['route']}[/] · {answer['model']}{score} · {seen['reason']}: {seen['explanation']} "

@@ -15,6 +15,7 @@ from daemon import routing_cli
 
 if TYPE_CHECKING:
     from daemon.config import Settings
+    from models.cloud.settings import CloudSettings
     from models.store import Progress
 
 
@@ -161,6 +162,27 @@ def privacy(switch: str, config: Path | None) -> None:
     click.echo(f"privacy mode is {'on' if on else 'off'}")
 
 
+@cli.command()
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def doctor(config: Path | None, as_json: bool) -> None:
+    """Say what works on this machine and what mends the rest; exit status 1 where something does not work."""
+    import json
+    from dataclasses import asdict
+
+    from daemon.doctor import examine
+
+    marks = {"ok": click.style("ok  ", fg="green"), "note": click.style("note", fg="yellow")}
+    findings = []
+    for finding in examine(_settings(config)):
+        findings.append(finding)
+        if not as_json:
+            click.echo(f"{marks.get(finding.state, click.style('bad ', fg='red'))} {finding.check}: {finding.text}")
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    sys.exit(any(finding.state == "bad" for finding in findings))
+
+
 @cli.group()
 def key() -> None:
     """Keep API keys in the system's keyring."""
@@ -200,6 +222,23 @@ def key_where(name: str) -> None:
 
     with _key_errors():
         click.echo(f"{name}: {keys.where(name)}")
+
+
+@key.command("test")
+@config_option
+def key_test(config: Path | None) -> None:
+    """Ask the cloud model of the settings for a few words, with its key; costs a fraction of a cent."""
+    import asyncio
+
+    from daemon import privacy as state
+    from daemon import resolve
+
+    settings = _settings(config)
+    if state.is_on(settings):
+        raise click.ClickException("privacy mode is on, and this would go up; run `upcall privacy off` first")
+    if failure := asyncio.run(_try(resolve.cloud(settings.cloud))):
+        raise click.ClickException(failure)
+    click.echo(f"{settings.cloud.model} answers")
 
 
 @cli.group("config")
@@ -336,6 +375,21 @@ def _load(path: Path | None, flags: Flags) -> "Settings":
     settings = load(path, nested)
     resolve.cloud(settings.cloud)
     return settings
+
+
+async def _try(cloud: "CloudSettings") -> str | None:
+    """Why the cloud model does not answer, or `None`."""
+    from daemon.keys import find
+    from models.cloud.model import CloudModel
+    from models.interface import ChatRequest, Failure
+
+    model = CloudModel(cloud, find)
+    request = ChatRequest(messages=[{"role": "user", "content": "Say hello"}], max_tokens=16)
+    try:
+        failures = [event.message async for event in model.chat(request) if isinstance(event, Failure)]
+    finally:
+        await model.close()
+    return failures[0] if failures else None
 
 
 @contextmanager

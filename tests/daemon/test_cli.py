@@ -1,12 +1,15 @@
 """The command line as a person uses it: the good way, and what mistakes say."""
 
 import json
+import socket
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.daemon.harness import Daemon, cli, user_environment
+from tests.emulators.servers import KEY, Emulator
 
 
 @pytest.fixture
@@ -14,12 +17,13 @@ def home(tmp_path: Path) -> dict[str, str]:
     return user_environment(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["serve", "pull", "models", "rm", "privacy", "key set", "key rm", "key where", "config check", "service install"],
-)
+COMMANDS = """serve pull models rm privacy doctor routers calibrate train evaluate
+    key_test key_set key_rm key_where config_check config_show service_install"""
+
+
+@pytest.mark.parametrize("command", COMMANDS.split())
 def test_every_command_explains_itself(home: Mapping[str, str], command: str) -> None:
-    helped = cli(home, *command.split(), "--help")
+    helped = cli(home, *command.split("_"), "--help")
 
     assert helped.returncode == 0
     assert helped.stdout.startswith("Usage: upcall")
@@ -86,3 +90,54 @@ def test_a_port_in_use_names_its_holder(upcall: Daemon) -> None:
     assert second.returncode == 2
     assert str(upcall.children("gateway")[0].pid) in second.stderr
     assert "Traceback" not in second.stderr
+
+
+def test_doctor_finds_a_ready_machine_well(tmp_path: Path, models_ready: Path) -> None:
+    examined = cli({**user_environment(tmp_path, models_ready), "UPCALL_SERVER__PORT": "0"}, "doctor", "--json")
+    findings = {finding["check"]: finding for finding in json.loads(examined.stdout)}
+
+    assert examined.returncode == 0, examined.stdout
+    assert {"python", "local model", "fit", "router", "key", "port", "kernel", "disk"} <= set(findings)
+    assert "upcall key set openai" in findings["key"]["text"] or "credential" in findings["key"]["text"]
+
+
+def test_doctor_names_what_is_broken_and_the_command_that_mends_it(home: Mapping[str, str], upcall: Daemon) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        holder.listen()
+        port = holder.getsockname()[1]
+        threading.Thread(target=_answer_nonsense, args=(holder,), daemon=True).start()
+        examined = cli({**home, "UPCALL_SERVER__PORT": str(port)}, "doctor", "--json")
+    bad = {finding["check"]: finding["text"] for finding in json.loads(examined.stdout) if finding["state"] == "bad"}
+
+    assert examined.returncode == 1
+    assert "upcall pull smollm2-135m" in bad["local model"]
+    assert "upcall pull use-multilingual" in bad["router"]
+    assert "server.port" in bad["port"]
+
+
+def _answer_nonsense(holder: socket.socket) -> None:
+    connection, _ = holder.accept()
+    connection.recv(1000)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+    connection.close()
+
+
+@pytest.mark.parametrize(("secret", "status", "said"), [(KEY, 0, "gpt-4 answers"), ("sk-wrong", 1, "key")])
+def test_a_key_can_be_tried(
+    home: Mapping[str, str], tmp_path: Path, aimock: Emulator, secret: str, status: int, said: str
+) -> None:
+    (tmp_path / "openai").write_text(secret)
+    environment = {**home, "CREDENTIALS_DIRECTORY": str(tmp_path), "UPCALL_CLOUD__BASE_URL": aimock.base_url("openai")}
+    tried = cli(environment, "key", "test")
+
+    assert tried.returncode == status
+    assert said in tried.stdout + tried.stderr
+    assert secret not in tried.stdout + tried.stderr
+
+
+def test_a_key_is_not_tried_under_privacy(home: Mapping[str, str]) -> None:
+    cli(home, "privacy", "on")
+    tried = cli(home, "key", "test")
+
+    assert tried.returncode == 1
+    assert "privacy" in tried.stderr

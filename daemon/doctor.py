@@ -1,0 +1,144 @@
+"""What works on this machine, what does not, and the command that mends it: the checks behind `upcall doctor`."""
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from daemon import keys, privacy, resolve
+from daemon.client import DaemonError, NotRunning, call
+from daemon.config import Settings
+from models.store import Store, StoreError
+
+State: TypeAlias = Literal["ok", "note", "bad"]
+FREE_DISK = 6 * 10**9
+"""Bytes that llama3-8b and what is derived from it take."""
+
+CONFINE = """
+import sys
+from pathlib import Path
+from daemon.confine import confine
+result = confine(readable=[Path(sys.prefix)], may_accept=True)
+print(result.barrier, *(f"{layer}: {why}" for layer, why in result.missing.items()), sep="\\n")
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check's outcome."""
+
+    check: str
+    state: State
+    text: str
+    """One line: what was found and, unless it is well, what to do."""
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Every check in turn; some take a second."""
+    for check in CHECKS:
+        yield from check(settings)
+
+
+def _python(_: Settings) -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("python", "ok", f"Python {version} in {sys.prefix}")
+
+
+def _weak_model(settings: Settings) -> Iterator[Finding]:
+    from models.llama.errors import LoadError
+    from models.llama.fit import fit
+
+    try:
+        llama = resolve.local(settings.local, Store())
+    except StoreError as error:
+        yield Finding("local model", "bad", str(error))
+        return
+    yield Finding("local model", "ok", f"{llama.name}, {llama.path}")
+    try:
+        for reason in fit(llama).reasons:
+            yield Finding("fit", "ok", reason)
+    except LoadError as error:
+        yield Finding("fit", "bad", str(error))
+
+
+def _router(settings: Settings) -> Iterator[Finding]:
+    from routers.calibration import threshold_for_share
+    from routers.interface import RouterError
+    from routers.registry import load
+
+    name, share = settings.routing.router, settings.routing.cloud_share
+    try:
+        router = load(name, Store().path("use-multilingual"))
+        score = float(router.score(["Why is the sky blue?"])[0])
+        threshold = settings.routing.threshold or threshold_for_share(name, share)
+    except (RouterError, StoreError) as error:
+        yield Finding("router", "bad", f"{error}; until then nothing goes up")
+        return
+    yield Finding("router", "ok", f"{name}@{router.version} scores (a sample {score:.3f}), threshold {threshold:.3f}")
+
+
+def _cloud(settings: Settings) -> Iterator[Finding]:
+    cloud = resolve.cloud(settings.cloud)
+    if privacy.is_on(settings):
+        yield Finding("cloud", "note", "privacy mode is on: nothing goes up; `upcall privacy off` allows it")
+    if cloud.key_name is None:
+        yield Finding("key", "ok", f"{cloud.name} at {cloud.base_url} asks for no key")
+        return
+    try:
+        yield Finding("key", "ok", f"{cloud.key_name} for {cloud.name}: {keys.where(cloud.key_name)}")
+    except keys.KeyUnavailable as error:
+        yield Finding("key", "note", f"{error} Until then prompts stay here")
+
+
+def _port(settings: Settings) -> Iterator[Finding]:
+    server = settings.server
+    try:
+        call(server, "GET", "/healthz")
+        yield Finding("port", "ok", f"an upcall daemon answers on {server.host}:{server.port}")
+        return
+    except NotRunning:
+        pass
+    except (DaemonError, ValueError) as error:
+        text = f"something else answers on {server.host}:{server.port} ({error}); stop it, or set server.port"
+        yield Finding("port", "bad", text)
+        return
+    try:
+        socket.create_server((server.host, server.port)).close()
+        yield Finding("port", "ok", f"{server.host}:{server.port} is free; `upcall serve` starts the daemon")
+    except OSError as error:
+        text = f"{server.host}:{server.port} cannot be listened on ({error.strerror}); set server.port"
+        yield Finding("port", "bad", text)
+
+
+def _kernel(settings: Settings) -> Iterator[Finding]:
+    # In a process of its own, since what is given up cannot be had back.
+    tried = subprocess.run([sys.executable, "-P", "-c", CONFINE], capture_output=True, text=True, timeout=60)
+    barrier, *missing = tried.stdout.splitlines() or ["none", "the attempt itself failed"]
+    enforced = barrier != "none" or settings.privacy.enforcement == "best-effort"
+    yield Finding("kernel", "ok" if enforced else "bad", f"what sees prompts is held by: {barrier}")
+    for layer in missing:
+        yield Finding("kernel", "note", f"missing {layer}; docs/privacy.md says how to allow it")
+
+
+def _systemd(_: Settings) -> Iterator[Finding]:
+    if shutil.which("systemctl") is None:
+        yield Finding("systemd", "note", "there is none here; run `upcall serve` yourself")
+    else:
+        yield Finding("systemd", "ok", "`upcall service install` makes upcall a user service")
+
+
+def _disk(_: Settings) -> Iterator[Finding]:
+    folder = Store().root
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    state: State = "ok" if free > FREE_DISK else "note"
+    yield Finding("disk", state, f"{free / 1e9:.1f} GB free for models; llama3-8b takes {FREE_DISK / 1e9:.0f}")
+
+
+CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+    _python, _weak_model, _router, _cloud, _port, _kernel, _systemd, _disk,
+)  # fmt: skip

@@ -60,6 +60,9 @@ async def _handle(channel: Answers, model: ChatModel, frame: Chat | CountTokens 
                 channel.send(Counted(frame.id, await model.count_tokens(frame.request)))
             except ValueError as error:
                 channel.send(Refused(frame.id, str(error)))
+            except Exception as error:
+                _note(error, frame.id)
+                channel.send(Refused(frame.id, "The model failed on this request; see the log."))
         case AskStatus():
             channel.send(Status(frame.id, await model.status()))
 
@@ -73,9 +76,13 @@ async def _chat(channel: Answers, model: ChatModel, chat: Chat) -> None:
     except ConnectionError:
         return
     except Exception as error:
-        # Its message and its frames could quote the prompt: only the type and the place are logged.
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        log.error("request %d ended by a %s at %s:%s", chat.id, type(error).__name__, place.filename, place.lineno)
+        _note(error, chat.id)
         channel.send(Emit(chat.id, Failure(FailureCode.UNAVAILABLE, "The model failed on this request; see the log.")))
     finally:
         channel.send(End(chat.id))
+
+
+def _note(error: Exception, request: int) -> None:
+    # Its message and its frames could quote the prompt: only the type and the place are logged.
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    log.error("request %d ended by a %s at %s:%s", request, type(error).__name__, place.filename, place.lineno)

@@ -3,7 +3,7 @@
 from models.interface import Failure, FailureCode
 
 
-class RefusedError(Exception):
+class RefusedError(ValueError):
     """A request cannot be answered; carries the `Failure` with which it ends."""
 
     def __init__(self, code: FailureCode, message: str, retry_after: float | None = None) -> None:

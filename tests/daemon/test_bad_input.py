@@ -85,6 +85,14 @@ def test_a_prompt_longer_than_the_context_is_refused_and_never_cut(upcall: Daemo
     assert answer["error"]["code"] == "context_length_exceeded"
 
 
+def test_a_long_prompt_that_cannot_be_rendered_is_refused_and_does_not_hang(upcall: Daemon) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 20_000}}
+    status, answer = post(upcall, json.dumps({"messages": [{"role": "user", "content": [picture]}]}).encode())
+
+    assert status == 400
+    assert answer["error"]["type"] == "invalid_request_error"
+
+
 @pytest.mark.parametrize(
     "headers",
     [

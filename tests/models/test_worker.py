@@ -57,6 +57,8 @@ class Scripted:
     async def count_tokens(self, request: ChatRequest) -> int:
         if not request.messages[0]["content"]:
             raise ValueError("an empty prompt has no tokens")
+        if request.messages[0]["content"].startswith("raise"):
+            raise RuntimeError(request.messages[0]["content"])
         return len(request.messages[0]["content"].split())
 
     async def status(self) -> ModelStatus:
@@ -154,6 +156,8 @@ async def test_counts_and_status_come_back_and_a_count_can_be_refused() -> None:
         assert (await client.status()).context_length == 7
         with pytest.raises(ValueError, match="empty prompt"):
             await client.count_tokens(asking(""))
+        with pytest.raises(ValueError, match="see the log"):
+            await client.count_tokens(asking("raise my secret"))
 
 
 async def test_a_request_too_large_for_a_frame_is_refused_and_the_connection_lives() -> None:

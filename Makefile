@@ -29,7 +29,7 @@ run-pair: install ## the same with a second, larger local model in the place of 
 test: install ## run the tests; what the machine lacks is skipped with the reason (ARGS=... goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-deps: debian .venv-llmock/.installed tests/emulators/node_modules/.installed ## install what the tests need beyond Python (as root)
+test-deps: debian train-deps .venv-llmock/.installed tests/emulators/node_modules/.installed ## install what the tests need beyond Python (as root)
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .

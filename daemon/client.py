@@ -1,9 +1,10 @@
 """How the command line talks to a running daemon: JSON over loopback HTTP."""
 
+import http.client
 import json
-import urllib.error
-import urllib.request
+import socket
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from daemon.config import Server
@@ -28,24 +29,37 @@ def call(
     timeout: float = SECONDS,
 ) -> dict[str, Any]:
     """One request to the daemon that `server` describes. Raises `NotRunning`, `DaemonError` and `KeyUnavailable`."""
-    host = f"[{server.host}]" if ":" in server.host else server.host
-    request = urllib.request.Request(
-        f"http://{host}:{server.port}{path}",
-        method=method,
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Content-Type": "application/json", **_authorization(server), **(headers or {})},
-    )
-    # Without an explicit empty table a proxy in the environment would get the request.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    connection = _Connection(server, timeout)
+    sent = {"Content-Type": "application/json", **_authorization(server), **(headers or {})}
     try:
-        with opener.open(request, timeout=timeout) as response:
-            answer: dict[str, Any] = json.load(response)
-            return answer
-    except urllib.error.HTTPError as error:
-        raise DaemonError(json.load(error)["error"]["message"]) from None
-    except (urllib.error.URLError, ConnectionError) as error:
-        message = f"no upcall daemon answers at {host}:{server.port} ({error}); start one with `upcall serve`"
+        connection.request(method, path, None if body is None else json.dumps(body).encode(), sent)
+        response = connection.getresponse()
+        answer: dict[str, Any] = json.loads(response.read())
+        if response.status >= HTTPStatus.BAD_REQUEST:
+            raise DaemonError(answer["error"]["message"])
+        return answer
+    except (OSError, http.client.HTTPException) as error:
+        message = f"no upcall daemon answers at {connection.where} ({error}); start one with `upcall serve`"
         raise NotRunning(message) from None
+    finally:
+        connection.close()
+
+
+class _Connection(http.client.HTTPConnection):
+    """Over TCP or the Unix socket, whichever the daemon listens on; a proxy in the environment is not asked."""
+
+    def __init__(self, server: Server, timeout: float) -> None:
+        super().__init__(server.host, server.port, timeout=timeout)
+        self._path = server.socket
+        self.where = str(server.socket or f"{server.host}:{server.port}")
+
+    def connect(self) -> None:
+        if self._path is None:
+            super().connect()
+            return
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path.expanduser()))
 
 
 def _authorization(server: Server) -> dict[str, str]:

@@ -32,6 +32,8 @@ class Server(Section):
     """Address to listen on; any but a loopback address needs `token`."""
     port: int = Field(default=8484, ge=0, le=65535)
     """TCP port; 0 takes a free one and prints it."""
+    socket: Path | None = None
+    """Unix socket to listen on in the place of host and port; serves the user that runs upcall alone."""
     allowed_hosts: tuple[str, ...] = ()
     """Names, besides loopback addresses and `localhost`, that a request's Host header may carry."""
     allowed_origins: tuple[str, ...] = ()

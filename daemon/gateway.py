@@ -5,8 +5,6 @@ LINK and LISTENER are inherited file descriptors; without the second the gateway
 
 import asyncio
 import contextlib
-import errno
-import ipaddress
 import signal
 import socket
 import sys
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 import platformdirs
 from aiohttp import web
 
+from daemon import listening
 from daemon.app import build
 from daemon.config import Settings
 from daemon.confine import Confinement, confine
@@ -37,18 +36,12 @@ def main() -> int:
     set_up_logging(settings.log)
     link, *inherited = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     try:
-        listener = _accepted(inherited[0]) if inherited else listen(settings)
+        listener = listening.accepted(inherited[0]) if inherited else listening.listen(settings.server)
     except (OSError, ActivationError) as error:
-        print(_why_not(error, settings), file=sys.stderr)
+        print(listening.why_not(error, settings.server), file=sys.stderr)
         return EXIT_CANNOT_LISTEN
     asyncio.run(serve(settings, listener, link, confine_gateway()))
     return 0
-
-
-def listen(settings: Settings) -> socket.socket:
-    """A bound socket. Raises `OSError`."""
-    family = socket.AF_INET6 if ":" in settings.server.host else socket.AF_INET
-    return socket.create_server((settings.server.host, settings.server.port), family=family, backlog=128)
 
 
 def confine_gateway() -> Confinement:
@@ -70,8 +63,7 @@ async def serve(settings: Settings, listener: socket.socket, link: socket.socket
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await gateway.start()
-    host, port = listener.getsockname()[:2]
-    workers.announce(f"http://{f'[{host}]' if ':' in host else host}:{port}", confinement)
+    workers.announce(listening.url(listener), confinement)
     background = [
         asyncio.create_task(work)
         for work in (
@@ -152,7 +144,7 @@ class Gateway:
             serving.scorer.close()
 
     async def _serve(self, settings: Settings, scorer: Scorer) -> Serving:
-        port = self._listener.getsockname()[1]
+        port = listening.port(self._listener)
         patience = Patience()
         app = build(settings, self._workers, scorer, patience, lambda: port)
         # A client that hangs up cancels its handler, and with it the model's work.
@@ -176,36 +168,6 @@ class Gateway:
         self._serving.remove(serving)
         if all(other.scorer is not serving.scorer for other in self._serving):
             serving.scorer.close()
-
-
-def _accepted(listener: socket.socket) -> socket.socket:
-    """`listener`, if it is one that upcall may serve on. Raises `ActivationError`."""
-    if listener.family not in (socket.AF_INET, socket.AF_INET6):
-        raise ActivationError("upcall.socket passes a socket that is not TCP; give it ListenStream=127.0.0.1:8484")
-    address = listener.getsockname()[0]
-    if not ipaddress.ip_address(address).is_loopback:
-        raise ActivationError(
-            f"upcall.socket listens on {address}, which is not a loopback address; give it ListenStream=127.0.0.1:8484"
-        )
-    return listener
-
-
-def _why_not(error: OSError | ActivationError, settings: Settings) -> str:
-    if isinstance(error, ActivationError):
-        return f"upcall cannot listen: {error}."
-    where = f"{settings.server.host}:{settings.server.port}"
-    if error.errno == errno.EADDRINUSE:
-        return f"upcall cannot listen on {where}: {_holder(settings.server.port)}; stop it, or set server.port."
-    return f"upcall cannot listen on {where}: {error.strerror}; set server.host to an address of this machine."
-
-
-def _holder(port: int) -> str:
-    import psutil
-
-    for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,) and connection.pid:
-            return f"{psutil.Process(connection.pid).name()} (pid {connection.pid}) holds the port"
-    return "another program holds the port"
 
 
 if __name__ == "__main__":

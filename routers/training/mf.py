@@ -122,7 +122,8 @@ def _factorize(
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return model.eval()
+    model.eval()
+    return model
 
 
 def train(

@@ -2,14 +2,19 @@
 
 import contextlib
 import http.client
+import os
 import socket
+import stat
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import Require
 from tests.daemon.conftest import StartDaemon
-from tests.daemon.harness import Daemon, cli, running_daemon, user_environment, wait_until
+from tests.daemon.harness import UPCALL, Daemon, cli, running_daemon, user_environment, wait_until
 
 TOKEN = "a-token-of-more-than-enough-characters"
 BODY = b'{"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}'
@@ -171,3 +176,51 @@ def test_another_address_than_loopback_needs_a_token(tmp_path: Path) -> None:
 
     assert refused.returncode == 2
     assert "server.token" in refused.stderr
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach, which pytest's own are not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_a_unix_socket_serves_its_user_and_nobody_else(tmp_path: Path, open_folder: Path, require: Require) -> None:
+    path = open_folder / "upcall.sock"
+    environment = {**user_environment(tmp_path), "UPCALL_SERVER__SOCKET": str(path)}
+    with subprocess.Popen([UPCALL, "serve"], env=environment, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until(path.is_socket)
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            wait_until(lambda: cli(environment, "privacy", "status").stdout == "privacy mode is off\n")
+            assert _status_over(path) == b"200"
+            require(os.geteuid() == 0, "needs root to become another user")
+            # Careless permissions let another user in.
+            path.chmod(0o666)
+            assert _status_as_nobody(path) == b"403"
+        finally:
+            process.terminate()
+
+
+def _status_over(path: Path) -> bytes:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: anything\r\nConnection: close\r\n\r\n")
+        return connection.recv(65536).split()[1]
+
+
+def _status_as_nobody(path: Path) -> bytes:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+            os.write(writer, _status_over(path))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader, "rb") as answer:
+        return answer.read()

@@ -3,11 +3,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-import torch
 
-from routers.training import data as training_data
-from routers.training import mf, pairs
-from routers.training.export import write_mf
+torch = pytest.importorskip("torch", reason="needs torch (make train-deps)")
+
+from routers.training import data as training_data  # noqa: E402
+from routers.training import mf, pairs  # noqa: E402
+from routers.training.export import write_mf  # noqa: E402
 
 
 def test_no_benchmark_prompt_is_trained_on(data: Path) -> None:

@@ -31,11 +31,57 @@ class Part(BaseModel):
         return self
 
 
+class FunctionCall(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    type: str = "function"
+    function: FunctionCall | None = None
+
+    @model_validator(mode="after")
+    def _function_call_has_function(self) -> "ToolCall":
+        if self.type == "function" and self.function is None:
+            raise ValueError("a call of type function needs a function")
+        return self
+
+
+class Function(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(BaseModel):
+    """Tools of other types than function are the cloud's own, and pass as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    function: Function | None = None
+
+    @model_validator(mode="after")
+    def _function_tool_has_function(self) -> "Tool":
+        if self.type == "function" and self.function is None:
+            raise ValueError("a tool of type function needs a function")
+        return self
+
+
 class Message(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[Part] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
     @model_validator(mode="after")
     def _has_content(self) -> "Message":
@@ -73,7 +119,7 @@ class ChatBody(BaseModel):
     logit_bias: dict[str, float] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    tools: list[dict[str, Any]] | None = None
+    tools: list[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
 
@@ -94,7 +140,7 @@ class ChatBody(BaseModel):
             logit_bias=self.logit_bias,
             logprobs=bool(self.logprobs),
             top_logprobs=self.top_logprobs or 0,
-            tools=self.tools or (),
+            tools=raw.get("tools") or (),
             tool_choice=self.tool_choice,
             response_format=self.response_format,
             extra=self.model_extra or {},

@@ -118,4 +118,4 @@ async def test_a_client_that_hangs_up_frees_the_model(upcall: Daemon) -> None:
     await stream.close()
     answer = await client.chat.completions.create(model="local", messages=HELLO, max_tokens=2)
 
-    assert answer.choices[0].message.content
+    assert answer.choices[0].finish_reason in ("stop", "length")

@@ -27,6 +27,12 @@ SERVICE, SOCKET = "upcall.service", "upcall.socket"
 HOME = Path("/home", NAME)
 UNITS = HOME / ".config/systemd/user"
 PROBE = REPOSITORY / "tests/daemon/systemd/probe.py"
+SEEN = "\n".join(
+    f"BindReadOnlyPaths={path}"
+    for path in sorted({REPOSITORY, Path(sys.prefix), Path(sys.base_prefix)})
+    if path.is_relative_to("/tmp")
+)
+"""PrivateTmp hides a checkout under /tmp from the service, where nobody but a test would run it from."""
 SECRET = "quokka-9931-velvet"
 
 
@@ -49,7 +55,7 @@ def user(require: Require, store: Store, models_ready: Path, server: Server) -> 
             for file in (path, path.with_name(f"{path.name}.verified")):
                 shutil.copy2(file, user.home / models.relative_to(HOME))
         # Tighter than what is installed, so that the tests need not wait for half a minute.
-        user.write(".config/systemd/user/upcall.service.d/test.conf", "[Service]\nWatchdogSec=5\n")
+        user.write(".config/systemd/user/upcall.service.d/test.conf", f"[Service]\nWatchdogSec=5\n{SEEN}\n")
         said = user.run(UPCALL, "service", "install").stdout
         assert f"wrote {UNITS / SERVICE}" in said
         assert user.systemctl("is-enabled", SERVICE, SOCKET, check=False).split() == ["disabled", "disabled"]
@@ -273,7 +279,7 @@ def probed(user: User) -> Iterator[tuple[Mapping[str, str], Mapping[str, str]]]:
     elsewhere = Path(f"/var/log/{NAME}")
     for folder in (elsewhere, Path("/tmp", elsewhere.name)):
         inside = Path(f"/proc/{user.leader}/root{folder}")
-        inside.mkdir()
+        inside.mkdir(exist_ok=True)
         os.chown(inside, UID, UID)
     user.run("mkdir", "-p", HOME / ".local/state/upcall")
     python, seen = Path(sys.executable), []
@@ -282,7 +288,8 @@ def probed(user: User) -> Iterator[tuple[Mapping[str, str], Mapping[str, str]]]:
         dropped = ("ExecStart=", "ExecReload=", "Type=", "Restart=", "WatchdogSec=", "Also=")
         kept = [line for line in unit.splitlines() if not line.startswith(dropped)]
         result = HOME / f".local/state/upcall/{name}.json"
-        kept.insert(kept.index("[Service]") + 1, f"Type=oneshot\nExecStart={python} {PROBE} {elsewhere} {result}")
+        probe = f"Type=oneshot\nExecStart={python} {PROBE} {elsewhere} {result}"
+        kept.insert(kept.index("[Service]") + 1, f"{probe}\n{SEEN}" if name == "boxed" else probe)
         user.write(f".config/systemd/user/probe-{name}.service", "\n".join(kept) + "\n")
         user.systemctl("daemon-reload")
         user.systemctl("start", f"probe-{name}.service")

@@ -36,8 +36,13 @@ lint: install ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install ## run the benchmarks; results go to benchmarks/results
-	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+bench: install ## measure start-up, routing and the cloud side against their peers; the engine's peer is named in its results
+	$(BIN)/upcall pull smollm2-135m use-multilingual minilm-l6
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/route_latency.py --runs 60 \
+		--encoder "$$($(call STORED,use-multilingual))" --peer "$$($(call STORED,minilm-l6))"
+	$(BIN)/python benchmarks/cloud_overhead.py --seconds 5
+STORED = $(BIN)/python -c "from models.store import Store; print(Store().path('$(1)'))"
 
 train-deps: install ## add what training and evaluation need to .venv
 	$(PIP) install --require-hashes -r requirements-train.lock

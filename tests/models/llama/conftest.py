@@ -53,14 +53,16 @@ NEAR_TIE = 0.5
 
 def assert_same(first: Answer, second: Answer) -> None:
     """Both answers, made greedily with `top_logprobs`, are the same up to a choice between near equals."""
-    end: dict[str, Any] = {"token": "", "top_logprobs": []}  # the token that ends an answer has no text, and no entry of its own
+    # The token that ends an answer has no text, and no entry of its own.
+    end: dict[str, Any] = {"token": "", "top_logprobs": []}
     for one, other in zip_longest(first.logprobs, second.logprobs, fillvalue=end):
         if one["token"] != other["token"]:
             for entry in (one, other):
                 best = {top["token"]: top["logprob"] for top in entry["top_logprobs"]}
-                if entry is not end:
-                    assert {one["token"], other["token"]} <= best.keys(), "neither answer's token is likely in the other"
-                    assert abs(best[one["token"]] - best[other["token"]]) < NEAR_TIE
+                if entry is end:
+                    continue
+                assert {one["token"], other["token"]} <= best.keys(), "neither answer's token is likely in the other"
+                assert abs(best[one["token"]] - best[other["token"]]) < NEAR_TIE
             return
     assert first.text() == second.text()
 

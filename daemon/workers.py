@@ -26,6 +26,7 @@ from daemon.link import (
     WorkerUp,
 )
 from daemon.prices import Price
+from daemon.tasks import Tasks
 from models.client import WorkerClient, WorkerGoneError
 from models.interface import ModelStatus
 
@@ -55,7 +56,7 @@ class Workers:
         self._local = ModelStatus(name="local", state="failed")
         self._changed = asyncio.Condition()
         self._asked_key = 0.0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._link = Link(sock, self._on_message)
         self.supervisor_gone = asyncio.Event()
 
@@ -129,9 +130,7 @@ class Workers:
         return name in self._clients and self._clients[name].alive
 
     def _on_message(self, message: Message | None, sock: socket.socket | None) -> None:
-        task = asyncio.create_task(self._handle(message, sock))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._handle(message, sock))
 
     async def _handle(self, message: Message | None, sock: socket.socket | None) -> None:
         async with self._changed:

@@ -1,0 +1,196 @@
+"""The supervisor's child processes: started, watched, restarted and ended."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import TypeAdapter
+
+from daemon import resolve
+from daemon.config import Settings
+from daemon.confine import Confinement
+from daemon.link import Message, WorkerDown, WorkerName, WorkerUp
+from daemon.tasks import Tasks
+from models.store import Store, StoreError
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 4.0
+"""What a child gets between SIGTERM and SIGKILL."""
+RESTART_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Pauses before restarts of a worker that keeps ending."""
+STEADY_SECONDS = 60.0
+"""A worker that ran for so long is taken to be well again."""
+_KEPT = ("HOME", "PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "JOURNAL_STREAM")
+_KEPT_PREFIXES = ("LC_", "XDG_", "PYTHON", "OMP_", "GOMP_", "OPENBLAS_", "GGML_", "LLAMA_")
+_CONFINEMENT = TypeAdapter(Confinement)
+
+
+class Tell(Protocol):
+    """Sends a message to the gateway, and with it a worker's socket."""
+
+    def __call__(self, message: Message, sock: socket.socket | None = None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    process: Process
+    started: float
+
+
+class Children:
+    """The gateway, and the workers that it is given: a local one always, a cloud one when asked for."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        forbidden: Callable[[WorkerName], str],
+        tell: Tell,
+        confined: Callable[[str, Confinement], None],
+    ) -> None:
+        """`forbidden` says why a worker may not exist now, on one line, or nothing; `confined` hears what the kernel
+        holds a worker to."""
+        self.settings = settings
+        """What the next child is started with."""
+        self.gateway: Process | None = None
+        self._forbidden = forbidden
+        self._tell = tell
+        self._confined = confined
+        self._store = Store()
+        self._workers: dict[WorkerName, Worker] = {}
+        self._retired: set[Worker] = set()
+        """Cloud workers of earlier settings, which finish what they have begun."""
+        self._failures: dict[WorkerName, int] = {"local": 0, "cloud": 0}
+        self._tasks = Tasks()
+        self._stopping = False
+
+    async def start_gateway(self, listener: socket.socket | None) -> socket.socket:
+        """Start the gateway on `listener`, or on one of its own; our end of the line to it."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, listener or contextlib.nullcontext():
+            socks = [theirs, listener] if listener else [theirs]
+            self.gateway = await self._child("daemon.gateway", socks, env=_harmless_environment())
+        return ours
+
+    def want(self, name: WorkerName) -> None:
+        """Start a worker that the gateway misses. A cloud worker that runs may be one that the gateway let go."""
+        if name == "cloud" or name not in self._workers:
+            self._tasks.start(self._start_worker(name))
+
+    def retire_cloud(self) -> None:
+        """Let the cloud worker finish what it has begun; the next one starts with the settings as they are then."""
+        if worker := self._workers.pop("cloud", None):
+            self._retired.add(worker)
+
+    def kill_cloud(self) -> None:
+        """Not asked to end but killed: what is on its way up is to stop here and now."""
+        for worker in self._retired:
+            worker.process.kill()
+        if cloud := self._workers.pop("cloud", None):
+            cloud.process.kill()
+            self._tell(WorkerDown("cloud", self._forbidden("cloud")))
+
+    async def stop(self) -> None:
+        """End every child, and start none again."""
+        self._stopping = True
+        children = [worker.process for worker in (*self._workers.values(), *self._retired)]
+        if self.gateway:
+            children.insert(0, self.gateway)
+        await asyncio.gather(*map(_end, children))
+
+    async def _start_worker(self, name: WorkerName) -> None:
+        if why := self._forbidden(name):
+            self._tell(WorkerDown(name, why))
+            return
+        if name == "local":
+            try:
+                # In a thread: a file that was never verified is hashed first.
+                await asyncio.to_thread(resolve.local, self.settings.local, self._store)
+            except StoreError as error:
+                self._tell(WorkerDown("local", str(error)))
+                return
+        ours, theirs = socket.socketpair()
+        with theirs:
+            if name == "local":
+                process = await self._child("daemon.worker", [theirs], name, env=_harmless_environment(), stdout=PIPE)
+                self._tasks.start(self._hear_confinement(name, process))
+            else:
+                process = await self._child("daemon.worker", [theirs], name)
+        if why := self._forbidden(name):
+            # It was forbidden while the process was being made.
+            process.kill()
+            ours.close()
+            self._tell(WorkerDown(name, why))
+            return
+        worker = Worker(process, asyncio.get_running_loop().time())
+        if name in self._workers:
+            self._retired.add(self._workers[name])
+        self._workers[name] = worker
+        self._tell(WorkerUp(name), ours)
+        ours.close()
+        self._tasks.start(self._watch(name, worker))
+
+    async def _child(self, module: str, socks: Sequence[socket.socket], *arguments: str, **options: Any) -> Process:
+        """A Python process that inherits `socks` and reads the settings from its standard input."""
+        fds = [sock.fileno() for sock in socks]
+        process = await asyncio.create_subprocess_exec(
+            # Without -P modules would first be looked for in the directory that upcall was started in.
+            sys.executable, "-P", "-m", module, *map(str, fds), *arguments,
+            stdin=PIPE, pass_fds=fds, start_new_session=True, **options,
+        )  # fmt: skip
+        assert process.stdin is not None
+        settings = self.settings if arguments == ("cloud",) else without_proxy(self.settings)
+        process.stdin.write(settings.model_dump_json().encode())
+        process.stdin.close()
+        return process
+
+    async def _hear_confinement(self, name: str, process: Process) -> None:
+        assert process.stdout is not None
+        if line := await process.stdout.readline():
+            self._confined(name, _CONFINEMENT.validate_json(line))
+
+    async def _watch(self, name: WorkerName, worker: Worker) -> None:
+        status = await worker.process.wait()
+        self._retired.discard(worker)
+        if self._stopping or self._workers.get(name) is not worker:
+            return
+        del self._workers[name]
+        if name == "cloud":
+            self._tell(WorkerDown("cloud", "it ended" if status == 0 else f"it ended with status {status}"))
+            return
+        loop = asyncio.get_running_loop()
+        steady = loop.time() - worker.started > STEADY_SECONDS
+        count = self._failures[name] = 0 if steady else self._failures[name] + 1
+        pause = RESTART_SECONDS[min(count, len(RESTART_SECONDS) - 1)]
+        log.error("the local worker ended with status %s; restarting it in %s s", status, pause)
+        await asyncio.sleep(pause)
+        if not self._stopping and name not in self._workers:
+            await self._start_worker(name)
+
+
+def without_proxy(settings: Settings) -> Settings:
+    """For processes that see prompts: the URL of a proxy may hold a password."""
+    return settings.model_copy(update={"cloud": settings.cloud.model_copy(update={"proxy": None})})
+
+
+def _harmless_environment() -> dict[str, str]:
+    """The environment for processes that see prompts: an allow-list, since people keep keys in theirs."""
+    return {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
+
+
+async def _end(process: Process) -> None:
+    if process.returncode is not None:
+        return
+    process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+    except TimeoutError:
+        process.kill()
+        await process.wait()

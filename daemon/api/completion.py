@@ -1,21 +1,13 @@
 """An answer in OpenAI's shape: a `chat.completion`, or `chat.completion.chunk`s as server-sent events."""
 
 import json
-import logging
-import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiohttp import web
-
 from daemon.api.errors import ApiError
-from daemon.api.explain import explanation, headers, new_request_id
-from daemon.api.wish import Asked
-from daemon.dispatcher import Bill, Chosen
-from models.interface import Event, Failure, Finish, Progress, TextDelta, ToolCallDelta, Usage
-
-log = logging.getLogger(__name__)
+from daemon.api.exchange import Exchange
+from models.interface import Event, Finish, Progress, TextDelta, ToolCallDelta
 
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -64,145 +56,72 @@ class Choice:
 
 
 class Completion:
-    """One answer on its way to the client. Exactly one of `whole` and `stream` is called, then `log`."""
+    """One answer on its way to the client; see `Shape`."""
 
-    def __init__(self, ask: Asked) -> None:
-        self._ask = ask
-        self._id = new_request_id()
-        self._created = int(time.time())
-        self._start = time.perf_counter()
-        self._first_word: float | None = None
-        self._chosen: Chosen | None = None
-        self._usage: Usage | None = None
-        self._bill: Bill | None = None
-        self._outcome = "cancelled"
+    content_type = "text/event-stream"
 
-    async def whole(self, items: AsyncGenerator[Chosen | Bill | Event, None]) -> web.Response:
-        """Raises `ApiError` where the models failed."""
+    def __init__(self, exchange: Exchange, include_usage: bool = False) -> None:
+        """`include_usage`: end a stream with a chunk that has the usage."""
+        self._exchange = exchange
+        self._include_usage = include_usage
+
+    def whole(self, events: Sequence[Event]) -> dict[str, Any]:
         choices: dict[int, Choice] = {}
-        async for item in items:
-            self._note(item)
-            match item:
-                case TextDelta() | ToolCallDelta() | Finish():
-                    choices.setdefault(item.choice, Choice()).add(item)
-                case Failure():
-                    raise ApiError.of(item, headers=self._headers())
+        for event in events:
+            if isinstance(event, TextDelta | ToolCallDelta | Finish):
+                choices.setdefault(event.choice, Choice()).add(event)
         body = self._envelope("chat.completion")
         body["choices"] = [choice.rendered(index) for index, choice in sorted(choices.items())]
-        body["usage"] = self._usage_object()
-        return web.json_response(body, headers=self._headers())
+        body["usage"] = self._usage()
+        return body
 
-    async def stream(
-        self, request: web.Request, items: AsyncGenerator[Chosen | Bill | Event, None], include_usage: bool
-    ) -> web.StreamResponse:
-        """Raises `ApiError` where the models failed before the first event; afterwards the error is an event."""
-        response: web.StreamResponse | None = None
-        async for item in items:
-            self._note(item)
-            if isinstance(item, Chosen | Bill):
-                continue
-            if response is None:
-                if isinstance(item, Failure):
-                    raise ApiError.of(item, headers=self._headers())
-                response = await self._open(request)
-            for data in self._events(item):
-                await response.write(data)
-        if response is None:
-            response = await self._open(request)
-        if self._outcome == "ok":
-            if include_usage:
-                await response.write(_event({**self._envelope(CHUNK), "choices": [], "usage": self._usage_object()}))
-            await response.write(b"data: [DONE]\n\n")
-        await response.write_eof()
-        return response
-
-    def log(self) -> None:
-        """One line about the request, without a word of it."""
-        if self._chosen is None:
-            return
-        decision, usage = self._chosen.decision, self._usage or Usage(0, 0)
-        log.info(
-            "request=%(request)s outcome=%(outcome)s route=%(route)s reason=%(reason)s score=%(score)s model=%(model)s "
-            "prompt_tokens=%(prompt_tokens)d completion_tokens=%(completion_tokens)d "
-            "first_ms=%(first_ms)d total_ms=%(total_ms)d",
-            {
-                "request": self._id,
-                "outcome": self._outcome,
-                "route": decision.route,
-                "reason": decision.reason.code,
-                "score": decision.score,
-                "model": self._chosen.model,
-                "prompt_tokens": usage.prompt_tokens,
-                "completion_tokens": usage.completion_tokens,
-                "first_ms": round(1000 * (self._first_word or 0)),
-                "total_ms": round(1000 * (time.perf_counter() - self._start)),
-            },
-        )
-
-    def _note(self, item: Chosen | Bill | Event) -> None:
-        match item:
-            case Chosen():
-                self._chosen = item
-            case TextDelta() | ToolCallDelta():
-                self._first_word = self._first_word or time.perf_counter() - self._start
-            case Usage():
-                self._usage = item
-            case Bill():
-                self._bill = item
-            case Finish():
-                self._outcome = "ok"
-            case Failure():
-                self._outcome = item.code
-
-    async def _open(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers=self._headers())
-        response.content_type = "text/event-stream"
-        response.headers["Cache-Control"] = "no-store"
-        await response.prepare(request)
+    def start(self) -> bytes:
         first: dict[str, Any] = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-        await response.write(_event({**self._envelope(CHUNK), "choices": [first]}))
-        return response
+        return _event({**self._envelope(CHUNK), "choices": [first]})
 
-    def _events(self, event: Event) -> Sequence[bytes]:
+    def event(self, event: Event) -> bytes:
         match event:
             case TextDelta():
                 logprobs = {"content": event.logprobs} if event.logprobs else None
-                return [self._chunk(event.choice, {"content": event.text}, logprobs=logprobs)]
+                return self._chunk(event.choice, {"content": event.text}, logprobs=logprobs)
             case ToolCallDelta():
-                return [self._chunk(event.choice, {"tool_calls": [_tool_call_delta(event)]})]
+                return self._chunk(event.choice, {"tool_calls": [_tool_call_delta(event)]})
             case Finish():
-                return [self._chunk(event.choice, {}, finish_reason=event.reason)]
+                return self._chunk(event.choice, {}, finish_reason=event.reason)
             case Progress(stage="queued"):
-                return [f": waiting, {event.position} ahead\n\n".encode()]
+                return f": waiting, {event.position} ahead\n\n".encode()
             case Progress():
-                return [f": loading the model, {event.fraction or 0:.0%}\n\n".encode()]
-            case Failure():
-                return [_event(error_object(ApiError.of(event)))]
+                return f": loading the model, {event.fraction or 0:.0%}\n\n".encode()
             case _:
-                return []
+                return b""
+
+    def end(self) -> bytes:
+        done = b"data: [DONE]\n\n"
+        if not self._include_usage:
+            return done
+        return _event({**self._envelope(CHUNK), "choices": [], "usage": self._usage()}) + done
+
+    def error(self, error: ApiError) -> bytes:
+        return _event(error_object(error))
 
     def _chunk(self, choice: int, delta: dict[str, Any], **more: Any) -> bytes:
         choices = [{"index": choice, "delta": delta, "finish_reason": None, **more}]
         return _event({**self._envelope(CHUNK), "choices": choices})
 
     def _envelope(self, kind: str) -> dict[str, Any]:
-        assert self._chosen is not None
+        exchange = self._exchange
         body: dict[str, Any] = {
-            "id": f"chatcmpl-{self._id}",
+            "id": f"chatcmpl-{exchange.id}",
             "object": kind,
-            "created": self._created,
-            "model": self._chosen.model,
+            "created": exchange.created,
+            "model": exchange.model,
         }
-        if self._ask.explain:
-            body["x_upcall"] = explanation(self._chosen, self._id, self._bill)
+        if explanation := exchange.explanation:
+            body["x_upcall"] = explanation
         return body
 
-    def _headers(self) -> dict[str, str]:
-        assert self._chosen is not None
-        return headers(self._chosen, self._id, self._ask.warning, self._bill)
-
-    def _usage_object(self) -> dict[str, Any]:
-        usage = self._usage or Usage(0, 0)
+    def _usage(self) -> dict[str, Any]:
+        usage = self._exchange.usage
         return {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,

@@ -1,13 +1,14 @@
 """OpenAI's wire format (https://platform.openai.com/docs/api-reference/chat): requests in."""
 
 from collections.abc import Mapping
-from contextlib import aclosing
+from functools import partial
 from typing import Any, Literal
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
+from daemon.api.answering import answer, undecided
 from daemon.api.completion import Completion
 from daemon.api.errors import ApiError
 from daemon.api.explain import explanation, headers, new_request_id
@@ -161,16 +162,8 @@ class OpenAI:
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         body, chat, ask = await self._read(request)
-        completion = Completion(ask)
-        try:
-            async with aclosing(self._dispatcher.answer(chat, ask.wish)) as items:
-                if body.stream:
-                    return await completion.stream(request, items, body.stream_options.include_usage)
-                return await completion.whole(items)
-        except (UnknownRouterError, SensitivePromptError) as error:
-            raise _undecided(error) from None
-        finally:
-            completion.log()
+        shape = partial(Completion, include_usage=body.stream_options.include_usage)
+        return await answer(request, self._dispatcher, chat, ask, "openai", shape, body.stream)
 
     async def route(self, request: web.Request) -> web.Response:
         """A dry run: the decision that this chat completion would get, without an answer."""
@@ -178,7 +171,7 @@ class OpenAI:
         try:
             chosen = await self._dispatcher.decide(chat, ask.wish)
         except (UnknownRouterError, SensitivePromptError) as error:
-            raise _undecided(error) from None
+            raise undecided(error) from None
         id = new_request_id()
         return web.json_response(explanation(chosen, id), headers=headers(chosen, id, ask.warning))
 
@@ -199,13 +192,6 @@ class OpenAI:
         except ValidationError as error:
             raise _invalid(error) from None
         return body, body.request(raw), asked(body.model, request.headers, self._routing)
-
-
-def _undecided(error: UnknownRouterError | SensitivePromptError) -> ApiError:
-    if isinstance(error, UnknownRouterError):
-        return ApiError(404, str(error), code="model_not_found", param="model")
-    hint = "Ask for the model local, or send the header x-upcall-sensitive: allow."
-    return ApiError(409, f"{error} {hint}", code="sensitive")
 
 
 def _invalid(error: ValidationError) -> ApiError:

@@ -4,11 +4,12 @@ import asyncio
 import itertools
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from models.frames import (
     FROM_WORKER,
     TO_WORKER,
+    AskLabels,
     AskStatus,
     Cancel,
     Channel,
@@ -20,8 +21,9 @@ from models.frames import (
     Refused,
     Status,
     ToWorker,
+    Weighed,
 )
-from models.interface import ChatRequest, Event, Failure, FailureCode, Finish, ModelStatus
+from models.interface import ChatRequest, Event, Failure, FailureCode, Finish, Labelled, ModelStatus
 
 
 class WorkerGoneError(Exception):
@@ -80,6 +82,15 @@ class WorkerClient:
                 raise ValueError(message)
         raise WorkerGoneError(self.name)
 
+    async def label_logprobs(self, text: str, labels: Sequence[str]) -> Labelled:
+        """See `LabelModel.label_logprobs`. Raises `WorkerGoneError` where the worker ended."""
+        match await self._ask(lambda id: AskLabels(id, text, tuple(labels))):
+            case Weighed(labelled=labelled):
+                return labelled
+            case Refused(message=message):
+                raise ValueError(message)
+        raise WorkerGoneError(self.name)
+
     async def status(self) -> ModelStatus:
         """Raises `WorkerGoneError` where the worker ended."""
         reply = await self._ask(AskStatus)
@@ -116,6 +127,9 @@ class WorkerClient:
         try:
             self._channel.send(frame(id))
             return await replies.get()
+        except asyncio.CancelledError:
+            self._channel.send(Cancel(id))
+            raise
         finally:
             self._close(id)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import Field, TypeAdapter
 
-from models.interface import ChatRequest, Event, ModelStatus
+from models.interface import ChatRequest, Event, Labelled, ModelStatus
 
 MAX_FRAME = 64 * 2**20
 """Bytes. Images inside a request are the largest thing that travels."""
@@ -23,7 +23,7 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Of the chat with the same id."""
+    """Of what was asked with the same id."""
 
     id: int
     kind: Literal["cancel"] = "cancel"
@@ -40,6 +40,16 @@ class CountTokens:
 class AskStatus:
     id: int
     kind: Literal["ask_status"] = "ask_status"
+
+
+@dataclass(frozen=True, slots=True)
+class AskLabels:
+    """How likely each of the labels is to follow the text."""
+
+    id: int
+    text: str
+    labels: tuple[str, ...]
+    kind: Literal["ask_labels"] = "ask_labels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +82,23 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
+class Weighed:
+    id: int
+    labelled: Labelled
+    kind: Literal["weighed"] = "weighed"
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
-    """A count that could not be made; the message is for people."""
+    """A count or labels that could not be given; the message is for people."""
 
     id: int
     message: str
     kind: Literal["refused"] = "refused"
 
 
-ToWorker: TypeAlias = Chat | Cancel | CountTokens | AskStatus
-FromWorker: TypeAlias = Emit | End | Counted | Status | Refused
+ToWorker: TypeAlias = Chat | Cancel | CountTokens | AskLabels | AskStatus
+FromWorker: TypeAlias = Emit | End | Counted | Weighed | Status | Refused
 
 TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="kind")])
 FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="kind")])

@@ -7,7 +7,7 @@ boundaries as JSON (`models/frames.py`), so everything here is a frozen dataclas
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 Message: TypeAlias = Mapping[str, Any]
 """One message in OpenAI's chat shape, `{"role": …, "content": str | parts, …}`, validated by the wire format."""
@@ -161,6 +161,16 @@ class ModelStatus:
     """For people: why it failed, how far loading is."""
 
 
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """How likely each of a few labels is to be what follows a text."""
+
+    logprobs: Sequence[float]
+    """Natural logarithms, in the labels' order, of the whole next-token distribution."""
+    model_sha256: str
+    """Of the model's file: what is calibrated for one model says nothing about another."""
+
+
 class ChatModel(Protocol):
     """A model that answers chat requests. Implementations: the local engine, a cloud provider, a client of a worker."""
 
@@ -182,4 +192,16 @@ class ChatModel(Protocol):
 
     async def close(self) -> None:
         """Cancel what runs and give back memory and connections."""
+        ...
+
+
+@runtime_checkable
+class LabelModel(Protocol):
+    """A model whose next-token probabilities can be asked for."""
+
+    async def label_logprobs(self, text: str, labels: Sequence[str]) -> Labelled:
+        """How likely each label, one token each, is to follow `text`, which is read as it is; with none, who answers.
+
+        Raises `ValueError` where that cannot be told. Cancelling it stops the model's work on it.
+        """
         ...

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from models.frames import (
     FROM_WORKER,
     TO_WORKER,
+    AskLabels,
     AskStatus,
     Cancel,
     Channel,
@@ -22,8 +23,9 @@ from models.frames import (
     Refused,
     Status,
     ToWorker,
+    Weighed,
 )
-from models.interface import ChatModel, Failure, FailureCode
+from models.interface import ChatModel, Failure, FailureCode, LabelModel
 
 Answers: TypeAlias = Channel[FromWorker, ToWorker]
 
@@ -51,13 +53,13 @@ async def serve(sock: socket.socket, model: ChatModel) -> None:
         await channel.close()
 
 
-async def _handle(channel: Answers, model: ChatModel, frame: Chat | CountTokens | AskStatus) -> None:
+async def _handle(channel: Answers, model: ChatModel, frame: Chat | CountTokens | AskLabels | AskStatus) -> None:
     match frame:
         case Chat():
             await _chat(channel, model, frame)
-        case CountTokens():
+        case CountTokens() | AskLabels():
             try:
-                channel.send(Counted(frame.id, await model.count_tokens(frame.request)))
+                channel.send(await _reply(model, frame))
             except ValueError as error:
                 channel.send(Refused(frame.id, str(error)))
             except Exception as error:
@@ -65,6 +67,14 @@ async def _handle(channel: Answers, model: ChatModel, frame: Chat | CountTokens 
                 channel.send(Refused(frame.id, "The model failed on this request; see the log."))
         case AskStatus():
             channel.send(Status(frame.id, await model.status()))
+
+
+async def _reply(model: ChatModel, frame: CountTokens | AskLabels) -> Counted | Weighed:
+    if isinstance(frame, CountTokens):
+        return Counted(frame.id, await model.count_tokens(frame.request))
+    if not isinstance(model, LabelModel):
+        raise ValueError("This model does not tell how likely it finds a text.")
+    return Weighed(frame.id, await model.label_logprobs(frame.text, frame.labels))
 
 
 async def _chat(channel: Answers, model: ChatModel, chat: Chat) -> None:

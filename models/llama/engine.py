@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from models.interface import Confidence, Failure, FailureCode, Progress, TextDel
 from models.llama.context import Context, Model
 from models.llama.distribution import Distribution
 from models.llama.errors import RefusedError
-from models.llama.sampler import Candidates, NoTokenLeftError, Sampler
+from models.llama.sampler import Candidates, NoTokenLeftError
 from models.llama.settings import LlamaSettings
 from models.llama.slots import Slot, SlotPool
 from models.llama.text import Piece, TextStream
@@ -54,13 +54,19 @@ class Outbox:
         self.put = self._queue.put_nowait
 
 
+class Picks(Protocol):
+    """What picks the next token of a task: a `Sampler`."""
+
+    def sample(self, row: NDArray[np.float32], argmax: int, candidates: Candidates) -> int: ...
+
+
 @dataclass(eq=False, slots=True, kw_only=True)
 class Task:
     """One choice of a request, ready to run."""
 
     prompt: NDArray[np.int32]
     max_tokens: int
-    sampler: Sampler
+    sampler: Picks
     stops: Sequence[str]
     logprobs: int | None
     """Alternatives to report per token; None: no logprobs at all."""

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import functools
+import hashlib
 import logging
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +18,7 @@ from models.interface import (
     Failure,
     FailureCode,
     Finish,
+    Labelled,
     ModelStatus,
     Progress,
     TextDelta,
@@ -25,6 +28,7 @@ from models.llama.context import Context, Model
 from models.llama.engine import Ended, Engine, EngineEndedError, Outbox, Task
 from models.llama.errors import LoadError, RefusedError
 from models.llama.fit import fit
+from models.llama.labels import LabelReader, label_task
 from models.llama.request import offered_tools, prepare
 from models.llama.settings import LlamaSettings
 from models.llama.template import Renderer, choose_template
@@ -53,6 +57,7 @@ class LlamaModel:
         self._wanted = True
         self._closed = False
         self._loaded: _Loaded | None = None
+        self._hashing: asyncio.Task[str] | None = None
         self._thread = threading.Thread(target=self._serve, name=f"llama {settings.name}", daemon=True)
         self._thread.start()
 
@@ -66,7 +71,8 @@ class LlamaModel:
         try:
             async for event in self._until_loaded(timer.when()):
                 yield event
-            engine, tasks = await self._submit(request, outbox)
+            prepared = functools.partial(_Loaded.prepare, request=request, outbox=outbox, settings=self._settings)
+            engine, tasks = await self._submit(prepared)
             names = frozenset(map(tool_name, offered_tools(request)))
             readers = [ToolCallReader(task.choice, names) for task in tasks] if names else []
             ended: list[Ended] = []
@@ -106,6 +112,30 @@ class LlamaModel:
         loaded = self._ready()
         return await asyncio.to_thread(loaded.count_tokens, request)
 
+    async def label_logprobs(self, text: str, labels: Sequence[str]) -> Labelled:
+        """See `LabelModel.label_logprobs`. Raises `RefusedError`."""
+        async for _ in self._until_loaded(math.inf):
+            pass
+        sha256 = await self._sha256()
+        if not labels:
+            return Labelled((), sha256)
+        outbox = Outbox()
+        readers: list[LabelReader] = []
+
+        def prepared(loaded: _Loaded) -> list[Task]:
+            task, reader = loaded.label_task(text, labels, outbox)
+            readers.append(reader)
+            return [task]
+
+        engine, [task] = await self._submit(prepared)
+        try:
+            while not isinstance(output := await outbox.get(), Ended):
+                if isinstance(output, Failure):
+                    raise RefusedError(output.code, output.message)
+            return Labelled(readers[-1].logprobs, sha256)
+        finally:
+            engine.cancel(task)
+
     async def status(self) -> ModelStatus:
         """See `ChatModel.status`."""
         with self._wake:
@@ -127,10 +157,10 @@ class LlamaModel:
                 self._loaded.engine.stop()
         await asyncio.to_thread(self._thread.join)
 
-    async def _submit(self, request: ChatRequest, outbox: Outbox) -> tuple[Engine, list[Task]]:
+    async def _submit(self, prepare: "Callable[[_Loaded], list[Task]]") -> tuple[Engine, list[Task]]:
         while True:
             loaded = self._ready()
-            tasks = await asyncio.to_thread(loaded.prepare, request, outbox, self._settings)
+            tasks = await asyncio.to_thread(prepare, loaded)
             try:
                 loaded.engine.submit(tasks)
             except EngineEndedError:  # freed as idle at this very moment
@@ -160,6 +190,14 @@ class LlamaModel:
                 failure = self._too_late()
                 raise RefusedError(failure.code, failure.message)
             await asyncio.sleep(_LOOK_EVERY)
+
+    async def _sha256(self) -> str:
+        if self._settings.sha256:
+            return self._settings.sha256
+        if self._hashing is None:
+            self._hashing = asyncio.create_task(asyncio.to_thread(_sha256_of, self._settings.path))
+        # Whoever gives up waiting leaves it for the next one.
+        return await asyncio.shield(self._hashing)
 
     def _too_late(self) -> Failure:
         limit = f"{self._settings.timeout:g} seconds"
@@ -251,6 +289,12 @@ class _Loaded:
                 context_length=self.context_length,
             )
 
+    def label_task(self, text: str, labels: Sequence[str], outbox: Outbox) -> tuple[Task, LabelReader]:
+        with self._in_memory():
+            return label_task(
+                text, labels, outbox, vocabulary=self.model.vocabulary, context_length=self.context_length
+            )
+
     def count_tokens(self, request: ChatRequest) -> int:
         with self._in_memory():
             return len(self.renderer.prompt(request.messages, offered_tools(request)))
@@ -267,3 +311,8 @@ class _Loaded:
             if self.freed:
                 raise RefusedError(FailureCode.UNAVAILABLE, "The local model was freed at this moment: try again.", 1)
             yield
+
+
+def _sha256_of(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,6 +13,8 @@ class LlamaSettings:
     path: str
     name: str
     """The name that answers carry in `model`."""
+    sha256: str = ""
+    """Of the file; computed once it is asked for, where it is not given."""
     context_length: int = 8192
     """Tokens that one request's prompt and answer may share; never more than the model was trained for."""
     slots: int = 4

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
@@ -16,6 +16,7 @@ from models.interface import (
     Failure,
     FailureCode,
     Finish,
+    Labelled,
     ModelStatus,
     TextDelta,
     ToolCallDelta,
@@ -30,7 +31,7 @@ class Scripted:
     def __init__(self) -> None:
         self.cancelled: list[str] = []
         self.closed = False
-        self.ended = asyncio.Event()
+        self.begun, self.ended = asyncio.Event(), asyncio.Event()
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         prompt = request.messages[0]["content"]
@@ -60,6 +61,17 @@ class Scripted:
         if request.messages[0]["content"].startswith("raise"):
             raise RuntimeError(request.messages[0]["content"])
         return len(request.messages[0]["content"].split())
+
+    async def label_logprobs(self, text: str, labels: Sequence[str]) -> Labelled:
+        if text == "wait":
+            self.begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.ended.set()
+        if not text:
+            raise ValueError("there is nothing to judge")
+        return Labelled([-float(len(label)) for label in labels], text)
 
     async def status(self) -> ModelStatus:
         return ModelStatus(name="scripted", state="ready", context_length=7, tools=True)
@@ -116,6 +128,32 @@ async def test_closing_an_answer_cancels_it_in_the_worker_and_no_other() -> None
         await asyncio.wait_for(model.ended.wait(), 5)
         assert model.cancelled == ["wait here"]
         assert await answer(client, "still here")
+
+
+async def test_label_probabilities_and_refusals_survive_the_way() -> None:
+    async with connected(Scripted()) as (client, _):
+        assert await client.label_logprobs("text", ["a", "bc"]) == Labelled([-1.0, -2.0], "text")
+        with pytest.raises(ValueError, match="nothing to judge"):
+            await client.label_logprobs("", ["a"])
+
+
+async def test_giving_up_on_label_probabilities_stops_the_work_on_them() -> None:
+    model = Scripted()
+    async with connected(model) as (client, _):
+        asking = asyncio.create_task(client.label_logprobs("wait", ["a"]))
+        async with asyncio.timeout(60):
+            await model.begun.wait()
+            asking.cancel()
+            await model.ended.wait()
+
+
+async def test_a_model_without_label_probabilities_says_so() -> None:
+    class Wordless(Scripted):
+        label_logprobs = None  # type: ignore[assignment]
+
+    async with connected(Wordless()) as (client, _):
+        with pytest.raises(ValueError, match="does not tell"):
+            await client.label_logprobs("text", ["a"])
 
 
 async def test_a_worker_that_dies_ends_every_open_request_with_a_failure() -> None:

@@ -3,7 +3,8 @@
 import http.client
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -29,15 +30,41 @@ def call(
     timeout: float = SECONDS,
 ) -> dict[str, Any]:
     """One request to the daemon that `server` describes. Raises `NotRunning`, `DaemonError` and `KeyUnavailable`."""
+    with _request(server, method, path, body, headers, timeout) as response:
+        answer: dict[str, Any] = json.loads(response.read())
+        return answer
+
+
+def stream(
+    server: Server, path: str, body: dict[str, Any], headers: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a stream of server-sent events, as they come. Raises as `call` does."""
+    with _request(server, "POST", path, body, headers, timeout=None) as response:
+        for line in response:
+            if line.startswith(b"data: {"):
+                item: dict[str, Any] = json.loads(line.removeprefix(b"data: "))
+                if "error" in item:
+                    raise DaemonError(item["error"]["message"])
+                yield item
+
+
+@contextmanager
+def _request(
+    server: Server,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
+    headers: Mapping[str, str] | None,
+    timeout: float | None,
+) -> Iterator[http.client.HTTPResponse]:
     connection = _Connection(server, timeout)
     sent = {"Content-Type": "application/json", **_authorization(server), **(headers or {})}
     try:
         connection.request(method, path, None if body is None else json.dumps(body).encode(), sent)
         response = connection.getresponse()
-        answer: dict[str, Any] = json.loads(response.read())
         if response.status >= HTTPStatus.BAD_REQUEST:
-            raise DaemonError(answer["error"]["message"])
-        return answer
+            raise DaemonError(json.loads(response.read())["error"]["message"])
+        yield response
     except (OSError, http.client.HTTPException) as error:
         message = f"no upcall daemon answers at {connection.where} ({error}); start one with `upcall serve`"
         raise NotRunning(message) from None
@@ -48,7 +75,7 @@ def call(
 class _Connection(http.client.HTTPConnection):
     """Over TCP or the Unix socket, whichever the daemon listens on; a proxy in the environment is not asked."""
 
-    def __init__(self, server: Server, timeout: float) -> None:
+    def __init__(self, server: Server, timeout: float | None) -> None:
         super().__init__(server.host, server.port, timeout=timeout)
         self._path = server.socket
         self.where = str(server.socket or f"{server.host}:{server.port}")

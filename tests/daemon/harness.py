@@ -14,7 +14,7 @@ from typing import Any
 import openai
 import psutil
 
-from daemon.client import call
+from daemon.client import DaemonError, call
 from daemon.config import Server
 
 UPCALL = Path(sys.executable).with_name("upcall")
@@ -36,6 +36,14 @@ class Daemon:
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         return call(self.server, method, path, body, timeout=60)
+
+    def paths(self) -> list[str]:
+        """Of the routes that are served, from the route table itself."""
+        try:
+            self.call("GET", "/nothing-here")
+        except DaemonError as unknown:
+            return str(unknown).split("There is: ")[1].removesuffix(".").split(", ")
+        raise AssertionError("there is a route called /nothing-here")
 
     def children(self, role: str) -> list[psutil.Process]:
         """The processes of the daemon whose command line has `role`: gateway, local or cloud."""

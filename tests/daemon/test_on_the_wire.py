@@ -1,14 +1,15 @@
 """Privacy mode seen from the network: whatever is asked and whatever breaks, no packet leaves the machine."""
 
+import http.client
 import json
 import os
+import re
 import shutil
 import signal
+import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 
 from tests.conftest import Require
 from tests.daemon.harness import Daemon, cli, running_daemon, wait_until
-from tests.daemon.world import ANSWER, Box, boxed
+from tests.daemon.world import ANSWER, SILENT, Box, boxed
 from tests.emulators.servers import KEY
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -28,6 +29,34 @@ SETTINGS = {
     "ROUTING__ON_LOCAL_FAILURE": "cloud",
     "LOCAL__CONTEXT_LENGTH": "512",
 }
+NEVER_ANSWERS = {"CLOUD__BASE_URL": f"http://{SILENT}/v1"}
+FAULTS = {
+    "none": {},
+    "a cloud that times out": {**NEVER_ANSWERS, "CLOUD__TIMEOUTS__FIRST_BYTE": "0.5"},
+}
+"""Faults that lie in the settings; the others happen while the daemon runs."""
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+ANY_WIRE = {
+    "model": "cloud",
+    "messages": HELLO,
+    "input": "hello",
+    "prompt": "hello",
+    "max_tokens": 2,
+    "max_output_tokens": 16,
+    "options": {"num_predict": 2},
+}
+"""A prompt in whatever wire format; each takes what it knows."""
+WIRES = {"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses", "/api/chat", "/api/generate"}
+"""Those that are served are seen to escalate, or `ANY_WIRE` would prove nothing about them."""
+PICTURE = "http://cloud.example/picture.png"
+IMAGE = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURE}}]}]}
+ANTHROPIC_IMAGE = {
+    "messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": PICTURE}}]}]
+}
+OLLAMA_IMAGE = {"messages": [{"role": "user", "content": "hello", "images": ["iVBORw0KGgo="]}]}
+FUNCTION = {"name": "weather", "parameters": {"type": "object"}, "input_schema": {"type": "object"}}
+TOOL = {"tools": [{"type": "function", **FUNCTION, "function": FUNCTION}], "tool_choice": "required"}
+LONG = {"messages": [{"role": "user", "content": "word " * 2000}], "prompt": "word " * 2000, "input": "word " * 2000}
 
 
 @pytest.fixture(scope="module")
@@ -47,27 +76,40 @@ def daemon_in(box: Box, home: Path, models: Path, **settings: str) -> Iterator[D
         yield daemon
 
 
-def get(
-    daemon: Daemon, path: str, data: bytes | None = None, headers: Mapping[str, str] = MappingProxyType({})
+def post(
+    daemon: Daemon, path: str, body: object, headers: Mapping[str, str] = NO_HEADERS, timeout: float = 60
 ) -> tuple[int, str]:
     """Status and body of the answer, whatever they are."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(urllib.request.Request(daemon.url + path, data, dict(headers)), timeout=60) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
-def post(daemon: Daemon, path: str, body: object, **headers: str) -> tuple[int, str]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return get(daemon, path, data, {"Content-Type": "application/json", **headers})
+    with asked(daemon, "POST", path, data, headers, timeout) as answer:
+        return answer.status, answer.read().decode()
 
 
-def chat(daemon: Daemon, model: str = "cloud", **more: Any) -> tuple[int, str]:
+def touch(daemon: Daemon, method: str, path: str) -> None:
+    """Ask without reading the answer, which may never end."""
+    with asked(daemon, method, path, b"{}" if method == "PUT" else b""):
+        pass
+
+
+@contextmanager
+def asked(
+    daemon: Daemon,
+    method: str,
+    path: str,
+    data: bytes,
+    headers: Mapping[str, str] = NO_HEADERS,
+    timeout: float = 60,
+) -> Iterator[http.client.HTTPResponse]:
+    with closing(http.client.HTTPConnection("127.0.0.1", daemon.server.port, timeout=timeout)) as connection:
+        kind = {"Content-Type": "application/json"} if data else {}
+        connection.request(method, re.sub(r"\{[^}]*\}", "cloud", path), data, {**kind, **headers})
+        yield connection.getresponse()
+
+
+def chat(daemon: Daemon, model: str = "cloud", timeout: float = 60, **more: Any) -> tuple[int, str]:
     headers = more.pop("headers", {})
     body = {"model": model, "messages": HELLO, "max_tokens": 2, **more}
-    return post(daemon, "/v1/chat/completions", body, **headers)
+    return post(daemon, "/v1/chat/completions", body, headers, timeout)
 
 
 def test_an_escalation_is_seen_on_the_wire_and_privacy_mode_ends_it(
@@ -76,8 +118,10 @@ def test_an_escalation_is_seen_on_the_wire_and_privacy_mode_ends_it(
     """Without its first half the zeros of the other tests would say nothing."""
     before = box.leaked()
     with daemon_in(box, tmp_path, models_ready) as daemon:
-        assert ANSWER in chat(daemon)[1]
-        assert '"hello"' in box.requests.read_text()
+        for path in WIRES.intersection(daemon.paths()):
+            box.requests.write_text("")
+            assert ANSWER in post(daemon, path, ANY_WIRE | {"stream": False})[1], path
+            assert '"hello"' in box.requests.read_text(), path
         assert box.leaked() > before
 
         daemon.cli("privacy", "on")
@@ -87,6 +131,27 @@ def test_an_escalation_is_seen_on_the_wire_and_privacy_mode_ends_it(
         for model in ("cloud", "router-mf-0"):
             assert chat(daemon, model)[0] == 200
 
+        assert box.leaked() == before
+        assert box.requests.read_text() == requests
+
+
+def test_privacy_mode_ends_an_escalation_that_hangs_and_nothing_tries_it_again(
+    box: Box, tmp_path: Path, models_ready: Path
+) -> None:
+    box.requests.write_text("")
+    with daemon_in(box, tmp_path, models_ready, **NEVER_ANSWERS) as daemon:
+        answers: list[tuple[int, str]] = []
+        asking = threading.Thread(target=lambda: answers.append(chat(daemon)))
+        asking.start()
+        wait_until(lambda: "chat/completions" in box.requests.read_text())
+        daemon.cli("privacy", "on")
+        asking.join()
+        _wait_until_quiet(box)
+        before, requests = box.leaked(), box.requests.read_text()
+        assert chat(daemon)[0] == 200
+
+        assert answers[0][0] != 200 or ANSWER not in answers[0][1]
+        assert not daemon.children("cloud")
         assert box.leaked() == before
         assert box.requests.read_text() == requests
 
@@ -111,55 +176,67 @@ def test_what_stays_local_sends_nothing_even_with_privacy_mode_off(
     assert box.leaked() == before
 
 
+@pytest.mark.parametrize("settings", FAULTS.values(), ids=FAULTS)
 def test_privacy_mode_lets_no_packet_out_whatever_is_asked_and_whatever_breaks(
-    box: Box, tmp_path: Path, models_ready: Path
+    box: Box, tmp_path: Path, models_ready: Path, settings: dict[str, str]
 ) -> None:
     before, requests = box.leaked(), box.requests.read_text()
-    with daemon_in(box, tmp_path, models_ready) as daemon:
+    with daemon_in(box, tmp_path, models_ready, **settings) as daemon:
         assert daemon.cli("privacy", "on").stdout == "privacy mode is on\n"
         assert daemon.call("GET", "/healthz")["kernel"]["barrier"] == "netns"
         _ask_everything(daemon)
-        _break_everything(daemon)
+        _break_everything(daemon, tmp_path)
         assert not daemon.children("cloud")
-        pulled = cli(daemon.environment, "pull", "llama3-8b")
-        assert (pulled.returncode, "privacy mode is on" in pulled.stderr) == (1, True)
 
     assert box.leaked() == before
     assert box.requests.read_text() == requests
 
 
 def _ask_everything(daemon: Daemon) -> None:
-    image = {"type": "image_url", "image_url": {"url": "http://cloud.example/picture.png"}}
-    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-    long = [{"role": "user", "content": "word " * 2000}]
     for model in ("auto", "local", "cloud", "router-mf-0", "gpt-4", "unknown"):
         for stream in (False, True):
             assert chat(daemon, model, stream=stream)[0] == 200
     for headers in ({"x-upcall-route": "cloud"}, {"x-upcall-privacy": "off"}):
         assert chat(daemon, "auto", headers=headers)[0] == 200
-    assert chat(daemon, tools=[tool], tool_choice="required")[0] in (200, 400)
-    assert chat(daemon, messages=[{"role": "user", "content": [image]}])[0] == 400
-    assert chat(daemon, messages=long)[0] == 400
-    assert chat(daemon, "auto", messages=long, stream=True)[0] == 400
+    assert chat(daemon, **TOOL)[0] in (200, 400)
+    assert chat(daemon, **IMAGE)[0] == 400
+    assert chat(daemon, **LONG)[0] == 400
     for malformed in (b"{", b"[]", {"model": "cloud"}, {"model": "cloud", "messages": "hello"}):
         assert post(daemon, "/v1/chat/completions", malformed)[0] == 400
-    for path in ("/v1/route", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/responses", "/api/chat"):
-        post(daemon, path, {"model": "cloud", "messages": HELLO, "input": "hello", "prompt": "hello", "max_tokens": 2})
-    for path in ("/healthz", "/v1/models", "/openapi.json", "/metrics", "/"):
-        get(daemon, path)
+    for path in daemon.paths():
+        for more in ({}, {"model": "auto"}, TOOL, IMAGE, ANTHROPIC_IMAGE, OLLAMA_IMAGE, LONG, {"messages": None}):
+            for stream in (False, True):
+                post(daemon, path, ANY_WIRE | more | {"stream": stream})
+        for method in ("GET", "PUT", "DELETE"):
+            touch(daemon, method, path)
+    pulled = cli(daemon.environment, "pull", "llama3-8b")
+    assert (pulled.returncode, "privacy mode is on" in pulled.stderr) == (1, True)
 
 
-def _break_everything(daemon: Daemon) -> None:
+def _break_everything(daemon: Daemon, home: Path) -> None:
     for process in daemon.children("local"):
         process.kill()
     # At once, so that some find no local model: the settings would let these go up.
     for _ in range(3):
         chat(daemon, "auto")
-    daemon.process.send_signal(signal.SIGHUP)
+    _reload(daemon, home)
     wait_until(lambda: chat(daemon)[0] == 200)
     for process in daemon.children("local"):
         process.send_signal(signal.SIGSTOP)
+        # The client's patience ends before the model's answer.
+        with pytest.raises(TimeoutError):
+            chat(daemon, "auto", timeout=1)
         process.kill()
     wait_until(lambda: chat(daemon, "cloud")[0] == 200)
+    _reload(daemon, home, "[privacy]\nmode = false\n[routing]\nthreshold = 0.0\n[cloud.timeouts]\ntotal = 5\n")
+    wait_until(lambda: chat(daemon, "auto", stream=True)[0] == 200)
+
+
+def _reload(daemon: Daemon, home: Path, config: str = "") -> None:
+    """Have the daemon take over `config`, and wait until it has."""
+    log, file = home / "log", home / "config" / "upcall" / "config.toml"
+    before = log.read_text().count("the settings were reloaded")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(config)
     daemon.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: chat(daemon, "cloud", stream=True)[0] == 200)
+    wait_until(lambda: log.read_text().count("the settings were reloaded") > before)

@@ -1,7 +1,8 @@
 """A machine with a network, as far as a daemon can tell: a namespace `box` whose default routes lead to a `world`.
 
 The world answers every name with one address, and every TCP connection, on whatever port, as a cloud that speaks
-OpenAI's API. Firewall counters in the box count what leaves it. `python world.py` is the world's server.
+OpenAI's API; as one that never answers where it is asked for by the name of `SILENT`. Firewall counters in the box
+count what leaves it. `python world.py` is the world's server.
 """
 
 import ctypes
@@ -22,6 +23,7 @@ from pathlib import Path
 TCP_PORT, DNS_PORT = 8080, 5353
 CLOUD_ADDRESS = "203.0.113.7"
 ANSWER = "The cloud answers."
+SILENT = "silent.example"
 
 COUNTERS = """
 table inet proof {
@@ -141,6 +143,9 @@ def _answer(connection: socket.socket, requests: Path) -> None:
             body += connection.recv(65536)
         with requests.open("ab") as file:
             file.write(head.splitlines()[0] + b" " + body.replace(b"\n", b" ") + b"\n")
+        if SILENT.encode() in head:
+            connection.recv(1)  # Until the client gives up.
+            return
         chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4"}
         delta = {"index": 0, "delta": {"role": "assistant", "content": ANSWER}, "finish_reason": "stop"}
         stream = f"data: {json.dumps({**chunk, 'choices': [delta]})}\n\ndata: [DONE]\n\n".encode()

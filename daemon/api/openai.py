@@ -5,13 +5,12 @@ from functools import partial
 from typing import Any, Literal
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from daemon.api.answering import answer, undecided
 from daemon.api.completion import Completion
-from daemon.api.errors import ApiError
 from daemon.api.explain import explanation, headers, new_request_id
+from daemon.api.reading import read
 from daemon.api.wish import Asked, asked
 from daemon.config import Routing
 from daemon.dispatcher import Dispatcher, SensitivePromptError
@@ -181,22 +180,5 @@ class OpenAI:
         return web.json_response({"object": "list", "data": data})
 
     async def _read(self, request: web.Request) -> tuple[ChatBody, ChatRequest, Asked]:
-        try:
-            raw = from_json(await request.read(), allow_inf_nan=False)
-        except ValueError as error:
-            raise ApiError(400, f"The body is not valid JSON: {error}.") from None
-        if not isinstance(raw, dict):
-            raise ApiError(400, "The body must be a JSON object.")
-        try:
-            body = ChatBody.model_validate(raw)
-        except ValidationError as error:
-            raise _invalid(error) from None
-        return body, body.request(raw), asked(body.model, request.headers, self._routing)
-
-
-def _invalid(error: ValidationError) -> ApiError:
-    # Of a union's branches the one that came furthest is what the client meant.
-    first = max(error.errors(), key=lambda detail: len(detail["loc"]))
-    # A union's branch names are pydantic's, not the client's: `messages.0.content.str` is `messages.0.content`.
-    param = ".".join(str(key) for key in first["loc"] if key not in ("str", "list[Part]", "dict[str,any]"))
-    return ApiError(400, f"{param}: {first['msg'].removeprefix('Value error, ')}.", param=param)
+        body, raw, wishes = await read(request, ChatBody)
+        return body, body.request(raw), asked(body.model, request.headers, wishes, self._routing)

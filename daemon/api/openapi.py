@@ -7,6 +7,7 @@ from aiohttp import web
 
 from daemon.api.control import PrivacyBody
 from daemon.api.openai import ChatBody
+from daemon.api.wish import WISHES
 
 ERROR = {
     "type": "object",
@@ -23,13 +24,6 @@ ERROR = {
             },
         }
     },
-}
-WISHES = {
-    "x-upcall-route": {"type": "string", "enum": ["auto", "local", "cloud"]},
-    "x-upcall-threshold": {"type": "string", "pattern": r"^(0(\.\d+)?|1(\.0+)?)$"},
-    "x-upcall-privacy": {"type": "string", "enum": ["on", "off"]},
-    "x-upcall-sensitive": {"type": "string", "enum": ["allow"]},
-    "x-upcall-explain": {"type": "string", "enum": ["0", "1"]},
 }
 
 
@@ -90,4 +84,4 @@ def _body(model: Any, schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 def _headers() -> list[dict[str, Any]]:
-    return [{"name": name, "in": "header", "required": False, "schema": schema} for name, schema in WISHES.items()]
+    return [{"name": name, "in": "header", "required": False, "schema": {**schema}} for name, schema in WISHES.items()]

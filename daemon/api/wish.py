@@ -1,8 +1,13 @@
-"""What a request says about its own routing, in its model name and `x-upcall-*` headers; the same for every wire."""
+"""What a request says about its own routing, in its model name and `x-upcall-*` headers; the same for every wire.
+
+Clients that cannot set headers say the same in the body: `{"upcall": {"route": "local"}}` or `{"x-upcall-route":
+"local"}`, at its top or in its `metadata`.
+"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from daemon.api.errors import ApiError
 from daemon.config import Routing
@@ -10,6 +15,15 @@ from daemon.policy import Route, Wish
 
 ROUTER_NAME = re.compile(r"router-(?P<router>[a-z_]+)-(?P<threshold>\d+(\.\d+)?)")
 """As RouteLLM names them: `router-mf-0.116`."""
+PREFIX = "x-upcall-"
+WISHES: Mapping[str, Mapping[str, Any]] = {
+    "x-upcall-route": {"type": "string", "enum": ["auto", "local", "cloud"]},
+    "x-upcall-threshold": {"type": "string", "pattern": r"^(0(\.\d+)?|1(\.0+)?)$"},
+    "x-upcall-privacy": {"type": "string", "enum": ["on", "off"]},
+    "x-upcall-sensitive": {"type": "string", "enum": ["allow"]},
+    "x-upcall-explain": {"type": "string", "enum": ["0", "1"]},
+}
+"""Headers, each with the JSON schema of its values."""
 ROUTES: Mapping[str, Route | None] = {"auto": None, "local": "local", "cloud": "cloud"}
 
 
@@ -22,8 +36,12 @@ class Asked:
     """One line about what was asked for and not understood, for a header."""
 
 
-def asked(model: str, headers: Mapping[str, str], routing: Routing) -> Asked:
-    """Raises `ApiError` for a header or, if the settings say so, a model name that means nothing."""
+def asked(model: str, headers: Mapping[str, str], wishes: Mapping[str, str], routing: Routing) -> Asked:
+    """`wishes` are those of the body; headers come before them.
+
+    Raises `ApiError` for a wish or, if the settings say so, a model name that means nothing.
+    """
+    headers = {**wishes, **{name.lower(): value for name, value in headers.items()}}
     wish, warning = _by_model(model, routing)
     if value := headers.get("x-upcall-route"):
         if value not in ROUTES:
@@ -40,6 +58,36 @@ def asked(model: str, headers: Mapping[str, str], routing: Routing) -> Asked:
             raise _bad_header("x-upcall-sensitive", "allow, or left out")
         wish = replace(wish, allow_sensitive=True)
     return Asked(wish, headers.get("x-upcall-explain") == "1", warning)
+
+
+def take_wishes(body: dict[str, Any]) -> dict[str, str]:
+    """Take out of `body` what it says to upcall, which is nobody else's business; named as the headers are.
+
+    Raises `ApiError` for a wish that there is no header for.
+    """
+    wishes: dict[str, str] = {}
+    for place in (body, *(body.get(key) for key in ("metadata", "extra_body"))):
+        if isinstance(place, dict):
+            wishes |= dict(_taken(place))
+    for key in ("metadata", "extra_body"):
+        if wishes and body.get(key) == {}:
+            del body[key]
+    return wishes
+
+
+def _taken(place: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    grouped = place.pop("upcall", {})
+    if not isinstance(grouped, dict):
+        raise ApiError(400, 'upcall must be an object, such as {"route": "local"}.', param="upcall")
+    flat = [key for key in place if key.lower().startswith(PREFIX)]
+    for key, value in [*grouped.items(), *((key, place.pop(key)) for key in flat)]:
+        name = PREFIX + key.lower().replace("_", "-").removeprefix(PREFIX)
+        if name not in WISHES:
+            known = ", ".join(wish.removeprefix(PREFIX) for wish in WISHES)
+            raise ApiError(400, f"There is no wish {key!r}; there are {known}.", param=f"upcall.{key}")
+        if isinstance(value, bool):
+            value = {"x-upcall-explain": "01"}.get(name, ("off", "on"))[value]
+        yield name, str(value)
 
 
 def _by_model(model: str, routing: Routing) -> tuple[Wish, str | None]:

@@ -1,0 +1,40 @@
+"""Reads a request's body: JSON, checked by the wire format's model, and freed of what it says to upcall itself."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+
+from daemon.api.errors import ApiError
+from daemon.api.wish import take_wishes
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+async def read(request: web.Request, model: type[Body]) -> tuple[Body, dict[str, Any], Mapping[str, str]]:
+    """The body as `model`, as it came, and its wishes as headers would name them. Raises `ApiError`."""
+    try:
+        raw = from_json(await request.read(), allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError(400, f"The body is not valid JSON: {error}.") from None
+    if not isinstance(raw, dict):
+        raise ApiError(400, "The body must be a JSON object.")
+    wishes = take_wishes(raw)
+    try:
+        return model.model_validate(raw), raw, wishes
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _invalid(error: ValidationError) -> ApiError:
+    # Of a union's branches the one that came furthest is what the client meant.
+    first = max(error.errors(), key=lambda detail: len(detail["loc"]))
+    # A union's branch names are pydantic's, not the client's: `messages.0.content.str` is `messages.0.content`.
+    param = ".".join(str(key) for key in first["loc"] if not _is_branch(key))
+    return ApiError(400, f"{param}: {first['msg'].removeprefix('Value error, ')}.", param=param)
+
+
+def _is_branch(key: int | str) -> bool:
+    return isinstance(key, str) and (key == "str" or "[" in key)

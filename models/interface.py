@@ -100,6 +100,16 @@ class Confidence:
 
 
 @dataclass(frozen=True, slots=True)
+class Hidden:
+    """The model's last hidden state at the first token of a choice, once and only where the settings ask for it."""
+
+    values: str
+    """Base64 of float16, little-endian, one for each dimension of the model."""
+    choice: int = 0
+    kind: Literal["hidden"] = "hidden"
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """The request waits: for its turn, or for the model to load. For people; carries no part of the answer."""
 
@@ -143,7 +153,7 @@ class Failure:
     kind: Literal["failure"] = "failure"
 
 
-Event: TypeAlias = TextDelta | ToolCallDelta | Confidence | Progress | Usage | Finish | Failure
+Event: TypeAlias = TextDelta | ToolCallDelta | Confidence | Hidden | Progress | Usage | Finish | Failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,7 @@ class Context:
     def __init__(self, model: Model, settings: LlamaSettings) -> None:
         self.abort = AbortFlag()
         self.n_vocab = model.vocabulary.size
+        self.n_embd: int = lib.llama_model_n_embd(model.pointer)
         size = settings.batch + settings.slots
         parameters = lib.llama_context_default_params()
         parameters.n_ctx = settings.cache_tokens
@@ -110,12 +111,19 @@ class Context:
         self._batch.n_tokens = end
         return end - 1
 
-    def decode(self) -> int:
+    def decode(self, *, hidden: bool = False) -> int:
         """Compute the batch. llama.cpp's answer: 0, 1 for no room, 2 after an abort, negative for an error.
 
         After 2 and errors, part of the batch may have been computed: cut the sequences back.
+
+        `hidden` keeps hidden states, too. llama.cpp then makes every token an output, and ends the process where there
+        are more than slots: such a batch must hold one token of each sequence.
         """
-        result: int = lib.llama_decode(self._pointer, self._batch)
+        if not hidden:
+            return int(lib.llama_decode(self._pointer, self._batch))
+        lib.llama_set_embeddings(self._pointer, True)
+        result = int(lib.llama_decode(self._pointer, self._batch))
+        lib.llama_set_embeddings(self._pointer, False)
         return result
 
     def row(self, index: int) -> NDArray[np.float32]:
@@ -124,6 +132,13 @@ class Context:
             lib.llama_get_logits_ith(self._pointer, index), (self.n_vocab,)
         )
         return row
+
+    def hidden(self, index: int) -> NDArray[np.float32]:
+        """The last hidden state at a batch index, shape `(n_embd,)`, after `decode(hidden=True)`: a view like `row`."""
+        state: NDArray[np.float32] = np.ctypeslib.as_array(
+            lib.llama_get_embeddings_ith(self._pointer, index), (self.n_embd,)
+        )
+        return state
 
     def cut(self, sequence: int, length: int) -> bool:
         """Forget all of a sequence but its first `length` tokens; False where the model cannot keep a part."""

@@ -1,5 +1,6 @@
 """What a row of logits says about the next token, before any grammar, bias or temperature."""
 
+import base64
 import math
 from functools import cached_property
 
@@ -54,3 +55,8 @@ class Distribution:
     @cached_property
     def _log_total(self) -> float:
         return float(self._row[self.argmax]) + math.log(self._powers[1])
+
+
+def packed(state: NDArray[np.float32]) -> str:
+    """A hidden state as it travels: see `Hidden.values`."""
+    return base64.b64encode(np.clip(state, -65504, 65504).astype("<f2").tobytes()).decode()

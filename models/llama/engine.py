@@ -12,9 +12,9 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from models.interface import Confidence, Failure, FailureCode, Progress, TextDelta
+from models.interface import Confidence, Failure, FailureCode, Hidden, Progress, TextDelta
 from models.llama.context import Context, Model
-from models.llama.distribution import Distribution
+from models.llama.distribution import Distribution, packed
 from models.llama.errors import RefusedError
 from models.llama.sampler import Candidates, NoTokenLeftError
 from models.llama.settings import LlamaSettings
@@ -41,7 +41,7 @@ class Ended:
     cached_tokens: int
 
 
-Output: TypeAlias = TextDelta | Confidence | Progress | Ended | Failure
+Output: TypeAlias = TextDelta | Confidence | Hidden | Progress | Ended | Failure
 
 
 class Outbox:
@@ -192,13 +192,15 @@ class Engine:
         """Compute one batch: a token of every running answer, and prompts as far as the rest of the batch goes."""
         for answer in [answer for answer in self._answers if answer.task.cancelled]:
             self._drop(answer)
-        parts = self._compose()
+        begun = any(answer.generated == 1 and not answer.in_prompt for answer in self._answers)
+        hidden = self._settings.hidden_state and begun
+        parts = self._compose(prompts=not hidden)
         self._computing_prompts = frozenset(answer.task for answer, _ in parts if answer.in_prompt)
         self._context.abort.clear()
         if not parts or self._ended or any(answer.task.cancelled for answer, _ in parts):
             return
         started = time.monotonic()
-        result = self._context.decode()
+        result = self._context.decode(hidden=hidden)
         self._computing_prompts = frozenset()
         if result == 0:
             self._measure(parts, time.monotonic() - started)
@@ -206,6 +208,8 @@ class Engine:
                 answer.slot.extend(tokens)
                 answer.pending = answer.pending[len(tokens) :]
             for answer, _ in parts:
+                if hidden and answer.generated == 1:
+                    self._tell(answer.task, Hidden(packed(self._context.hidden(answer.row)), answer.task.choice))
                 if not len(answer.pending):
                     self._advance(answer)
             return
@@ -222,8 +226,8 @@ class Engine:
                 self._fail(answer, FailureCode.UNAVAILABLE, message)
             self._pool.forget()
 
-    def _compose(self) -> list[tuple["_Answer", NDArray[np.int32]]]:
-        """Fill the context's batch; who takes part with which tokens."""
+    def _compose(self, *, prompts: bool) -> list[tuple["_Answer", NDArray[np.int32]]]:
+        """Fill the context's batch; who takes part with which tokens. Without `prompts`, only running answers do."""
         self._context.clear_batch()
         running = [answer for answer in self._answers if not answer.in_prompt]
         room = (
@@ -233,7 +237,7 @@ class Engine:
         )
         parts = []
         for answer in [*running, *(answer for answer in self._answers if answer.in_prompt)]:
-            if answer.in_prompt and not (room and self._start(answer)):
+            if answer.in_prompt and not (prompts and room and self._start(answer)):
                 continue
             tokens = answer.pending[:room] if answer.in_prompt else answer.pending
             if answer.in_prompt:

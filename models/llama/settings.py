@@ -41,6 +41,8 @@ class LlamaSettings:
     """Memory for the keys and values of conversations that lost their slot."""
     confidence_tokens: int = 64
     """How many tokens from the start of an answer come with a `Confidence` event."""
+    hidden_state: bool = False
+    """Whether each answer comes with a `Hidden` event, after its first token."""
     max_tokens: int = 2048
     """Length of an answer where the request does not say."""
     temperature: float = 0.7

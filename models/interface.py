@@ -13,6 +13,16 @@ Message: TypeAlias = Mapping[str, Any]
 """One message in OpenAI's chat shape, `{"role": …, "content": str | parts, …}`, validated by the wire format."""
 
 
+@dataclass(frozen=True, slots=True)
+class Verbatim:
+    """A request as its client sent it, in a wire format other than OpenAI's."""
+
+    wire: Literal["anthropic"]
+    body: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Those that change what the body means, in lower case."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
     """One chat completion, in OpenAI's terms (https://platform.openai.com/docs/api-reference/chat/create).
@@ -39,6 +49,8 @@ class ChatRequest:
     tool_choice: str | Mapping[str, Any] | None = None
     response_format: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    verbatim: Verbatim | None = None
+    """For a provider of the same wire format, which gets this in the place of all the fields above."""
 
 
 class FailureCode(StrEnum):
@@ -85,6 +97,14 @@ class ToolCallDelta:
     name: str | None = None
     choice: int = 0
     kind: Literal["tool_call"] = "tool_call"
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """An event of a verbatim request's own wire format that has no other name here, such as a piece of a thought."""
+
+    event: Mapping[str, Any]
+    kind: Literal["native"] = "native"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +158,8 @@ class Finish:
 
     reason: Literal["stop", "length", "tool_calls", "content_filter"]
     choice: int = 0
+    stop: str | None = None
+    """The stop string that ended it, where one did and is known."""
     kind: Literal["finish"] = "finish"
 
 
@@ -153,7 +175,7 @@ class Failure:
     kind: Literal["failure"] = "failure"
 
 
-Event: TypeAlias = TextDelta | ToolCallDelta | Confidence | Hidden | Progress | Usage | Finish | Failure
+Event: TypeAlias = TextDelta | ToolCallDelta | Native | Confidence | Hidden | Progress | Usage | Finish | Failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

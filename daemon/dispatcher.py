@@ -1,18 +1,29 @@
 """One request's way: look, decide, run, and turn to the other model where that is allowed."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from daemon import policy
 from daemon.config import Settings
-from daemon.policy import Decision, Needs, Reason, State, Wish
+from daemon.policy import Decision, Needs, Reason, Route, State, Wish
 from daemon.scorer import Look, Scorer
 from daemon.sensitive import Recogniser
 from daemon.workers import Workers
 from models.client import WorkerGoneError
-from models.interface import ChatRequest, Event, Failure, FailureCode, ModelStatus, TextDelta, ToolCallDelta, Usage
+from models.interface import (
+    ChatRequest,
+    Event,
+    Failure,
+    FailureCode,
+    Message,
+    ModelStatus,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
+from models.llama.tools import CALL_ID_PREFIX
 
 MESSAGE_TOKENS = 16
 """More than any known chat template adds to a message."""
@@ -97,6 +108,7 @@ class Dispatcher:
             tools=bool(request.tools) and request.tool_choice != "none",
             tokens_fit=await self._fits(request, local),
             private=None if wish.allow_sensitive else await self._private(request),
+            begun=_began(request.messages),
         )
 
     async def _private(self, request: ChatRequest) -> str | None:
@@ -148,6 +160,14 @@ class Dispatcher:
 
 def _bill(decision: Decision, price: float) -> Bill:
     return Bill(price, 0.0) if decision.route == "cloud" else Bill(0.0, price)
+
+
+def _began(messages: Sequence[Message]) -> Route | None:
+    """Who made the latest tool calls, going by their ids."""
+    for message in reversed(messages):
+        if calls := message.get("tool_calls"):
+            return "local" if str(calls[0].get("id")).startswith(CALL_ID_PREFIX) else "cloud"
+    return None
 
 
 def _has_media(content: object) -> bool:

@@ -24,9 +24,12 @@ class Reason(Enum):
     CONTEXT_LENGTH = "the prompt does not fit the local model's context"
     IMAGES = "the prompt has images or audio, which the local model cannot read"
     TOOLS = "the request has tools, which the local model cannot call"
+    CONVERSATION = "the model that began to call tools in this conversation goes on with it"
     LOCAL_FAILED = "the local model failed, and the settings let such prompts go up"
     CLOUD_FAILED = "the cloud did not answer, so the local model did"
     NO_ROUTER = "no router is loaded, so nothing goes up; `upcall pull` fetches its encoder"
+    NOT_JUDGED = "the local model had no time to judge the prompt, so it stays here"
+    NOT_CALIBRATED = "the causal_llm router is not calibrated for this local model, so nothing goes up"
 
     @property
     def code(self) -> str:
@@ -56,6 +59,8 @@ class Needs:
     """Whether prompt and answer fit the local model's context."""
     private: str | None = None
     """The sort of sensitive text in it that keeps it here, if any."""
+    begun: Route | None = None
+    """Who made the latest tool calls in its history, if any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +87,15 @@ class Decision:
 
 
 def decide(
-    wish: Wish, needs: Needs, state: State, score: float | None, threshold: float, router: str | None
+    wish: Wish,
+    needs: Needs,
+    state: State,
+    score: float | None,
+    threshold: float,
+    router: str | None,
+    unscored: Reason = Reason.NO_ROUTER,
 ) -> Decision:
-    """The route of one request, by the first rule that applies.
+    """The route of one request, by the first rule that applies; `unscored` says why there is no score.
 
     Every rule that would send a prompt up passes `_grounded`, which keeps it here where it must not or cannot go.
     """
@@ -102,8 +113,10 @@ def decide(
         return decision("cloud", Reason.TOOLS)
     if not needs.tokens_fit:
         return decision("cloud", Reason.CONTEXT_LENGTH)
+    if needs.begun:
+        return decision(needs.begun, Reason.CONVERSATION)
     if score is None:
-        return decision("local", Reason.NO_ROUTER)
+        return decision("local", unscored)
     if score >= threshold:
         return decision("cloud", Reason.ABOVE_THRESHOLD)
     return decision("local", Reason.BELOW_THRESHOLD)
@@ -156,10 +169,10 @@ def _after_cloud(decision: Decision, failure: Failure, state: State, wish: Wish)
 def conversation_score(turns: Sequence[float], decay: float = 0.7) -> float:
     """One score for a conversation from those of its user turns, oldest first: fast rise, slow decay.
 
-    A hard turn takes effect at once and fades by `decay` a turn, so that a follow-up without content of its own keeps
-    the route. It needs nothing but what the client sends.
+    A harder turn takes effect at once; an easier one closes only a part, `1 - decay`, of the way down to it. So the
+    scale of the router's scores, which may span a narrow band, does not matter.
     """
-    score = 0.0
-    for turn in turns:
-        score = max(turn, score * decay)
+    score = turns[0]
+    for turn in turns[1:]:
+        score = max(turn, turn + decay * (score - turn))
     return score

@@ -12,6 +12,8 @@ from typing import Any
 from models.interface import TextDelta, ToolCallDelta
 from models.llama.schema import Grammar, literal
 
+CALL_ID_PREFIX = "call_local_"
+"""By this a client's history tells whose calls they are; all that clients ask of an id is that it comes back."""
 OPEN = "<tool_call>"
 _CLOSE = "</tool_call>"
 _MOST_CALLS = 8
@@ -110,7 +112,7 @@ class ToolCallReader:
             return TextDelta(f"{OPEN}{body}{_CLOSE}", self.choice)
         self._text, self._scan = self._text[head.end() :], _ArgumentScan()
         self.calls += 1
-        identity = f"call_{secrets.token_hex(12)}"
+        identity = f"{CALL_ID_PREFIX}{secrets.token_hex(12)}"
         return ToolCallDelta(self.calls - 1, id=identity, name=head.group(1), choice=self.choice)
 
     def _arguments(self, scan: "_ArgumentScan") -> TextDelta | ToolCallDelta | None:

@@ -115,4 +115,34 @@ def test_there_is_one_turn_and_no_way_back() -> None:
 def test_a_conversation_rises_fast_and_decays_slowly() -> None:
     assert conversation_score([0.1, 0.9]) == 0.9
     assert 0.4 < conversation_score([0.9, 0.1, 0.1]) < 0.9
-    assert conversation_score([0.9, *[0.1] * 20]) == pytest.approx(0.1)
+    assert conversation_score([0.9, *[0.1] * 20]) == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_narrow_band_of_scores_decays_as_slowly_as_a_wide_one() -> None:
+    wide = conversation_score([0.9, 0.1])
+    narrow = conversation_score([0.68, 0.60])
+
+    assert (narrow - 0.60) / 0.08 == pytest.approx((wide - 0.1) / 0.8)
+
+
+def test_a_conversation_with_tool_calls_stays_with_the_model_that_made_them() -> None:
+    local, cloud = Needs(tools=True, begun="local"), Needs(tools=True, begun="cloud")
+    tools = replace(OPEN, local_tools=True)
+    assert decided(needs=local, state=tools, score=0.9) == ("local", Reason.CONVERSATION)
+    assert decided(needs=cloud, state=tools, score=0.1) == ("cloud", Reason.CONVERSATION)
+    assert decided(Wish(route="cloud"), local, tools) == ("cloud", Reason.FORCED_CLOUD)
+    assert decided(needs=cloud, state=replace(tools, privacy=True)) == ("local", Reason.PRIVACY)
+    assert decided(needs=replace(local, images=True), state=tools) == ("cloud", Reason.IMAGES)
+
+
+def test_a_conversation_with_tool_calls_moves_when_its_model_fails() -> None:
+    begun = Decision("cloud", Reason.CONVERSATION)
+    moved = instead(begun, Failure(FailureCode.UPSTREAM, ""), Wish(), Needs(begun="cloud"), OPEN, Routing())
+    assert moved
+    assert (moved.route, moved.reason, moved.degraded) == ("local", Reason.CLOUD_FAILED, True)
+
+
+@pytest.mark.parametrize("reason", [Reason.NO_ROUTER, Reason.NOT_JUDGED, Reason.NOT_CALIBRATED])
+def test_a_prompt_without_a_score_stays_and_says_why(reason: Reason) -> None:
+    decision = decide(Wish(), PLAIN, OPEN, None, 0.0, None, reason)
+    assert (decision.route, decision.reason) == ("local", reason)

@@ -19,6 +19,7 @@ from models.interface import (
     FailureCode,
     Message,
     ModelStatus,
+    Native,
     TextDelta,
     ToolCallDelta,
     Usage,
@@ -77,7 +78,7 @@ class Dispatcher:
                         if not turned:
                             yield self._explained(chosen.decision, event)
                         break
-                    begun = begun or isinstance(event, TextDelta | ToolCallDelta)
+                    begun = begun or isinstance(event, TextDelta | ToolCallDelta | Native)
                     yield event
                     if isinstance(event, Usage) and (price := self._workers.price):
                         yield _bill(chosen.decision, price.of(event))
@@ -96,6 +97,16 @@ class Dispatcher:
         if decision.reason is Reason.SENSITIVE and self._settings.sensitive.action == "ask":
             raise SensitivePromptError(f"This prompt would go to the cloud, and it seems to hold: {needs.private}.")
         return Chosen(decision, needs, self._name(decision, local), look.milliseconds)
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """Tokens of the prompt for the local model.
+
+        Raises `ValueError` where it cannot render the request, `WorkerGoneError` where it does not run.
+        """
+        client = await self._workers.get("local")
+        if client is None:
+            raise WorkerGoneError(self._workers.why_down.get("local", "it did not start in time"))
+        return await client.count_tokens(request)
 
     async def _look(self, request: ChatRequest, wish: Wish) -> Look:
         if wish.route:

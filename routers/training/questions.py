@@ -1,0 +1,201 @@
+"""Public questions whose right answer is known, and whether a strong model found it."""
+
+import ast
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow.parquet as pq
+
+from routers.training.data import question as without_frame
+
+LONGEST = 600
+"""Characters. Longer questions take a model on two cores seconds each."""
+LETTERS = "ABCDEFGHIJ"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question, as a person would type it."""
+
+    source: str
+    prompt: str
+    gold: str
+    strong: float
+    """How right the source's strong model was, 0 to 1."""
+    kind: Literal["choice", "number", "literal"] = "choice"
+    """A letter of the choices in the prompt, the last number of a text, or a Python literal."""
+    choices: int = 4
+
+    @property
+    def key(self) -> str:
+        """Names the question where its text is not kept."""
+        return hashlib.sha256(self.prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(LETTERS[: self.choices]) if self.kind == "choice" else ()
+
+    def is_right(self, answer: str) -> bool:
+        if self.kind == "choice":
+            return answer == self.gold
+        if self.kind == "number":
+            numbers = _NUMBER.findall(answer)
+            return bool(numbers) and float(numbers[-1].replace(",", "")) == float(self.gold.replace(",", ""))
+        return _literal(answer) == _literal(self.gold)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where questions come from."""
+
+    read: Callable[[Path], Iterable[Question]]
+    strong: str
+    """The model whose answers are recorded."""
+    trains: bool
+    """Whether what is shipped may be trained on it: benchmarks and files without a licence only judge."""
+
+
+def sample(data: Path, counts: Mapping[str, int]) -> list[Question]:
+    """So many short questions of each source as `counts` says, in an order that depends on their texts alone.
+
+    The sources alternate, so that any beginning of the list holds some of each.
+    """
+    drawn: list[tuple[float, str, Question]] = []
+    for name, count in counts.items():
+        pool = {each.key: each for each in ORIGINS[name].read(data) if len(each.prompt) <= LONGEST}
+        chosen = [pool[key] for key in sorted(pool)[:count]]
+        drawn += [(place // BLOCK * BLOCK / max(len(chosen), 1), name, each) for place, each in enumerate(chosen)]
+    return [each for _, _, each in sorted(drawn, key=lambda entry: entry[:2])]
+
+
+BLOCK = 32
+"""Questions of one source in a row: alike, so that a model reads them together."""
+
+
+def _mmlu(data: Path) -> Iterable[Question]:
+    for row in pq.read_table(data / "routellm_mmlu.parquet").to_pylist():
+        if not row["contaminated"] and row["gold"]:
+            prompt = row["prompt"].removesuffix("Answer:").strip()
+            yield Question("mmlu", prompt, row["gold"], float(row["strong_correct"]))
+
+
+def _mmlu_pro(data: Path) -> Iterable[Question]:
+    flags = pq.read_table(data / "leakage_flags.parquet").to_pylist()
+    leaked = {row["prompt"] for row in flags if row["file"] == "mmlu_pro_wide.parquet"}
+    for row in pq.read_table(data / "mmlu_pro_wide.parquet").to_pylist():
+        choices = len(re.findall(r"^[A-J]\. ", row["prompt"], re.MULTILINE))
+        if row["prompt"] not in leaked and row["api:gpt4o"] is not None and row["gold"] in LETTERS[:choices]:
+            yield Question("mmlu_pro", row["prompt"], row["gold"], float(row["api:gpt4o"]), choices=choices)
+
+
+def _arc(data: Path) -> Iterable[Question]:
+    """Choices and GPT-4's answers from one file, the right answers from another."""
+    table = pq.read_table(data / "lmeval_small_models_wide.parquet", columns=["task", "prompt", "gold"])
+    rows = [row for row in table.to_pylist() if row["task"] == "arc_challenge"]
+    gold = {_plain(without_frame(row["prompt"])): int(row["gold"]) for row in rows}
+    for row in pq.read_table(data / "routerbench_0shot_partial.parquet").to_pylist():
+        if row["eval_name"] != "arc-challenge":
+            continue
+        prompt = without_frame(row["prompt"])
+        stem, *choices = re.split(r"\n[A-E]\) ", prompt)
+        if (right := gold.get(_plain(stem), 9)) < len(choices):
+            strong = float(row["gpt-4-1106-preview"])
+            yield Question("arc", _listed(stem, choices), LETTERS[right], strong, choices=len(choices))
+
+
+def _agieval(name: str, tasks: frozenset[str], introduction: str) -> Callable[[Path], Iterable[Question]]:
+    def read(data: Path) -> Iterable[Question]:
+        for row in pq.read_table(data / "lmeval_small_models_wide.parquet").to_pylist():
+            if row["task"].removeprefix("agieval_") not in tasks:
+                continue
+            stem, _, rest = without_frame(row["prompt"]).rpartition(introduction)
+            choices = [choice.strip() for choice in re.split(r"\([A-E]\)", rest)[1:]]
+            gold = ast.literal_eval(row["gold"])
+            if stem and len(gold) == 1 and gold[0] < len(choices):
+                strong, letter = float(row["llama3.1-8b"]), LETTERS[gold[0]]
+                yield Question(name, _listed(stem.strip(), choices), letter, strong, choices=len(choices))
+
+    return read
+
+
+def _gsm8k(data: Path) -> Iterable[Question]:
+    table = pq.read_table(data / "gsm8k_questions.parquet").to_pylist()
+    gold = {_plain(row["question"]): row["gold"] for row in table}
+    for row in pq.read_table(data / "routellm_gsm8k.parquet").to_pylist():
+        if not row["contaminated"] and (right := gold.get(_plain(row["prompt"]))):
+            yield Question("gsm8k", row["prompt"], right, float(row["strong_correct"]), "number", 0)
+
+
+def _crux(data: Path) -> Iterable[Question]:
+    for row in pq.read_table(data / "zeroeval_math_crux.parquet").to_pylist():
+        if row["dataset"] == "crux" and row["model"] == "gpt-4-turbo-2024-04-09":
+            code = re.search(r"\[PYTHON\]\n(.*)\[/PYTHON\]", row["prompt"], re.DOTALL)
+            if code and _literal(row["gold"]) is not None:
+                prompt = f"{CRUX}\n\n{code[1].strip()}"
+                yield Question("crux", prompt, row["gold"], float(row["correct"]), "literal", 0)
+
+
+CRUX = "What does the assertion compare with? Answer with the Python literal only."
+ORIGINS: Mapping[str, Origin] = {
+    "mmlu": Origin(_mmlu, "gpt-4-1106-preview", trains=False),
+    "gsm8k": Origin(_gsm8k, "gpt-4-1106-preview", trains=False),
+    "arc": Origin(_arc, "gpt-4-1106-preview", trains=False),
+    "mmlu_pro": Origin(_mmlu_pro, "gpt-4o", trains=True),
+    "agieval_en": Origin(
+        _agieval(
+            "agieval_en",
+            frozenset(("aqua_rat", "logiqa_en", "sat_math", "sat_en_without_passage", "lsat_ar")),
+            "Answer Choices:",
+        ),
+        "llama3.1-8b",
+        trains=True,
+    ),
+    "agieval_zh": Origin(
+        _agieval(
+            "agieval_zh",
+            frozenset(
+                (
+                    "jec_qa_kd",
+                    "logiqa_zh",
+                    "gaokao_biology",
+                    "gaokao_chemistry",
+                    "gaokao_geography",
+                    "gaokao_history",
+                    "gaokao_mathqa",
+                    "gaokao_physics",
+                )
+            ),
+            "选项：",  # noqa: RUF001
+        ),
+        "llama3.1-8b",
+        trains=True,
+    ),
+    "crux": Origin(_crux, "gpt-4-turbo-2024-04-09", trains=True),
+}
+"""By name."""
+
+
+def _listed(stem: str, choices: Iterable[str]) -> str:
+    return "\n".join([stem, *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))])
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\W", "", text).lower()
+
+
+def _literal(text: str) -> object:
+    """The value of the last line of code in an answer, or what it compares with; None where there is none."""
+    code = re.sub(r"```(?:python)?", "", text).strip()
+    for line in (code, code.splitlines()[0] if code else "", code.rpartition("==")[2].strip()):
+        try:
+            return repr(ast.literal_eval(line))
+        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+            continue
+    return None
+
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")

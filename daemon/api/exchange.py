@@ -58,6 +58,12 @@ class Exchange:
         return self._chosen.model
 
     @property
+    def seconds(self) -> tuple[float, float]:
+        """From the request to the answer's first word, and to now."""
+        total = time.perf_counter() - self._start
+        return self._first_word or total, total
+
+    @property
     def explanation(self) -> dict[str, Any] | None:
         """The decision for the body, where the request asked for it."""
         assert self._chosen is not None

@@ -28,6 +28,8 @@ from models.llama.tools import CALL_ID_PREFIX
 
 MESSAGE_TOKENS = 16
 """More than any known chat template adds to a message."""
+UNKNOWN_CALL_PREFIX = "call_unknown_"
+"""Of the ids that are made up for clients which keep none: nobody knows who made these calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,10 @@ def _began(messages: Sequence[Message]) -> Route | None:
     """Who made the latest tool calls, going by their ids."""
     for message in reversed(messages):
         if calls := message.get("tool_calls"):
-            return "local" if str(calls[0].get("id")).startswith(CALL_ID_PREFIX) else "cloud"
+            id = str(calls[0].get("id"))
+            if id.startswith(UNKNOWN_CALL_PREFIX):
+                return None
+            return "local" if id.startswith(CALL_ID_PREFIX) else "cloud"
     return None
 
 

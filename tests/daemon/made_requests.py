@@ -1,0 +1,105 @@
+"""Requests that schemathesis makes up from an OpenAPI document, and many more by crossing them.
+
+Making one up takes some 50 ms, nearly all of it for drawing values; crossing two takes none. So a few hundred are made
+up, right ones and wrong ones of each operation, and each further one has its parts from two of the same operation.
+"""
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+from urllib.parse import urlencode
+
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis.core import NOT_SET
+from schemathesis.generation import GenerationMode
+
+WITHOUT_BODY = 10
+"""Cases of an operation that takes no body: there is little to make up."""
+FEW_TOKENS = 4
+LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict", "n")
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    target: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes | None
+
+
+def made_requests(document: Mapping[str, Any], making: int, total: int, seed: int) -> list[Request]:
+    """`total` different requests, crossed from `making`, as many of each operation that takes a body."""
+    chance = random.Random(seed)
+    operations = [result.ok() for result in schemathesis.openapi.from_dict(dict(document)).get_all_operations()]
+    rich = [operation for operation in operations if operation.body]
+    cases = {op.label: _cases(op, making // len(rich) if op in rich else WITHOUT_BODY) for op in operations}
+    requests = dict.fromkeys(_request(case, case.body) for made in cases.values() for case in chain(*made))
+    while len(requests) < total:
+        right, wrong = cases[chance.choice(rich).label]
+        # Half of them of right ones alone: a single wrong part decides the answer, and hides what the others would do.
+        one, other = chance.choices(right if chance.random() < 0.5 else right + wrong, k=2)
+        requests[_request(one, _crossed(one.body, other.body, chance))] = None
+    return list(requests)
+
+
+def _cases(operation: Any, count: int) -> list[list[Any]]:
+    """Half of them as the document allows, half of them not."""
+    return [_drawn(operation, mode, count // 2) for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)]
+
+
+def _drawn(operation: Any, mode: GenerationMode, count: int) -> list[Any]:
+    cases: list[Any] = []
+
+    @settings(
+        max_examples=count,
+        phases=[Phase.generate],
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(operation.as_strategy(generation_mode=mode))
+    def collect(case: Any) -> None:
+        cases.append(case)
+
+    try:
+        collect()
+    except Unsatisfiable:
+        assert not operation.body, f"nothing can be made up for {operation.label}"
+    return cases
+
+
+def _crossed(one: Any, other: Any, chance: random.Random) -> Any:
+    """Each part from either; parts that both have are crossed themselves."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {
+            key: _crossed(one[key], other[key], chance) if key in one and key in other else (one | other)[key]
+            for key in one | other
+            if chance.random() < (0.9 if key in one else 0.5)
+        }
+    if isinstance(one, list) and isinstance(other, list):
+        return [*one[: chance.randint(0, len(one))], *other[chance.randint(0, len(other)) :]]
+    return one if other is NOT_SET or chance.random() < 0.5 else other
+
+
+def _request(case: Any, body: Any) -> Request:
+    query = f"?{urlencode(case.query, doseq=True)}" if case.query else ""
+    # What is asked for decides the answer's length, and generating text is not what is tested.
+    encoded = None if body is NOT_SET else body if isinstance(body, bytes) else json.dumps(_shortened(body)).encode()
+    return Request(case.method, case.formatted_path + query, tuple(case.headers.items()), encoded)
+
+
+def _shortened(body: Any) -> Any:
+    if isinstance(body, dict):
+        return {
+            key: FEW_TOKENS
+            if key in LENGTHS and isinstance(value, int | float) and value > FEW_TOKENS
+            else _shortened(value)
+            for key, value in body.items()
+        }
+    return body

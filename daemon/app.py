@@ -8,7 +8,7 @@ from functools import partial
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from daemon.api import openapi
+from daemon.api import dashboard, openapi
 from daemon.api.completion import error_object
 from daemon.api.control import Control
 from daemon.api.errors import ApiError
@@ -29,7 +29,7 @@ def build(
     settings: Settings, workers: Workers, scorer: Scorer, patience: Patience, port: Callable[[], int]
 ) -> web.Application:
     """`port` gives the port that Host headers must name, known once the socket is bound."""
-    guard = Guard(settings.server, port, lambda: workers.standing.token_sha256)
+    guard = Guard(settings.server, port, lambda: workers.standing.token_sha256, public=dashboard.PATHS)
     app = web.Application(
         middlewares=[patience.middleware, errors, guard.middleware],
         client_max_size=settings.server.max_body_bytes,
@@ -38,6 +38,7 @@ def build(
     app.on_response_prepare.append(guard.grant)
     app.on_response_prepare.append(partial(_tell_privacy, workers))
     app.add_routes(OpenAI(Dispatcher(settings, workers, scorer), settings.routing).routes())
+    app.add_routes(dashboard.Dashboard().routes())
     app.router.add_get("/openapi.json", openapi.serve)
     app.add_routes(Control(settings, workers, scorer).routes())
     return app

@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
@@ -24,6 +24,8 @@ from daemon.config import Server
 
 BODY_SECONDS = 30.0
 """For the whole body, from the end of the head."""
+CONTROL_HEADER = "x-upcall-control"
+"""What pages send with every change. Only one of the same origin, or of an origin in the settings, can send it."""
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE",
     "Access-Control-Allow-Headers": "*, Authorization, Content-Type",
@@ -34,8 +36,12 @@ PREFLIGHT = {
 class Guard:
     """Refuses what is not meant for this server or not sent by whom it serves, on every path."""
 
-    def __init__(self, settings: Server, port: Callable[[], int], token_sha256: Callable[[], str | None]) -> None:
+    def __init__(
+        self, settings: Server, port: Callable[[], int], token_sha256: Callable[[], str | None], public: Container[str]
+    ) -> None:
+        """`public` has the paths that are served without the token."""
         self._settings = settings
+        self._public = public
         self._names = frozenset(name.lower() for name in settings.allowed_hosts)
         self._any_address = not settings.is_loopback
         self._port = port
@@ -106,6 +112,8 @@ class Guard:
     def _check_origin(self, request: web.Request) -> str | None:
         """The origin that was granted access, if the request has one of another site."""
         origin = request.headers.get(hdrs.ORIGIN)
+        if origin and request.method == hdrs.METH_PUT and CONTROL_HEADER not in request.headers:
+            raise ApiError(403, f"A page that changes something must send the header {CONTROL_HEADER}.")
         if origin is None or self._is_ours(origin.removeprefix("http://")):
             return None
         if origin in self._settings.allowed_origins:
@@ -113,7 +121,7 @@ class Guard:
         raise ApiError(403, "Pages of this origin may not use upcall; add it to server.allowed_origins if they should.")
 
     def _check_token(self, request: web.Request) -> None:
-        if not self._settings.token:
+        if not self._settings.token or request.path in self._public:
             return
         bearer = request.headers.get(hdrs.AUTHORIZATION, "").removeprefix("Bearer ")
         sent = bearer or request.headers.get("x-api-key", "")

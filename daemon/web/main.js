@@ -1,0 +1,318 @@
+// The dashboard: what upcall did, why, and what it cost; and the switches to change its mind.
+
+import { ApiError, call, setToken, stream } from "./api.js";
+import { scoreBar, stackedBars } from "./chart.js";
+import { locale, reasonText, text, translatePage } from "./text.js";
+
+const SHOWN_DECISIONS = 50;
+const RETRY_MS = 2000;
+const REFRESH_MS = 5000;
+
+const by = (id) => document.getElementById(id);
+const number = new Intl.NumberFormat(locale);
+const percent = new Intl.NumberFormat(locale, { style: "percent", maximumFractionDigits: 0 });
+const clock = new Intl.DateTimeFormat(locale, { timeStyle: "medium" });
+const hour = new Intl.DateTimeFormat(locale, { hour: "2-digit", minute: "2-digit" });
+const day = new Intl.DateTimeFormat(locale, { day: "numeric", month: "short" });
+
+function money(value) {
+  const digits = value && Math.abs(value) < 0.1 ? 4 : 2;
+  return new Intl.NumberFormat(locale, { style: "currency", currency: "USD", minimumFractionDigits: digits }).format(value);
+}
+
+function seconds(milliseconds) {
+  return milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${number.format(Math.round(milliseconds / 100) / 10)} s`;
+}
+
+function element(name, properties = {}, ...children) {
+  const node = Object.assign(document.createElement(name), properties);
+  node.append(...children);
+  return node;
+}
+
+let stats = null;
+let period = "today";
+let stopAsking = null;
+
+// What upcall did
+
+function showSums() {
+  const sum = stats[period];
+  const answered = sum.local + sum.cloud;
+  by("requests").textContent = number.format(sum.requests);
+  by("share").textContent = answered ? percent.format(sum.local / answered) : "–";
+  by("saved").textContent = money(sum.saved_usd);
+  by("spent").textContent = money(sum.spent_usd);
+  by("first").textContent = sum.local_first_ms === null ? "–" : seconds(sum.local_first_ms);
+  by("speed").textContent =
+    sum.local_tokens_per_second === null ? "–" : `${number.format(Math.round(sum.local_tokens_per_second))} ${text.tokensPerSecond}`;
+  showReasons(sum);
+  showSeries(sum.series);
+}
+
+function showReasons(sum) {
+  const reasons = Object.entries(sum.reasons).sort(([, a], [, b]) => b.count - a.count);
+  by("reasons").replaceChildren(
+    ...reasons.map(([code, { count, explanation }]) => {
+      const bar = element("span");
+      bar.style.width = percentWidth(count / sum.requests);
+      const name = element("span", { textContent: reasonText(code, explanation) });
+      return element("li", { className: "meter" }, name, element("span", { textContent: number.format(count) }),
+        element("div", { className: "track" }, bar));
+    }),
+  );
+}
+
+function showSeries(series) {
+  const daily = period !== "today";
+  const bars = series.map(({ start, local, cloud, failed }) => {
+    const at = new Date(start * 1000);
+    const label = (daily ? day : hour).format(at);
+    const title = `${label}: ${local} ${text.local}, ${cloud} ${text.cloud}, ${failed} ${text.failed}`;
+    return { label, title, parts: { local, cloud, failed } };
+  });
+  const sum = stats[period];
+  const label = `${text.routesOverTime}: ${sum.local} ${text.local}, ${sum.cloud} ${text.cloud}, ${sum.failed} ${text.failed}`;
+  by("chart").replaceChildren(stackedBars(bars, label));
+}
+
+function showBudget({ daily_usd, monthly_usd, spent_today_usd, spent_month_usd }) {
+  const limits = [[text.perDay, spent_today_usd, daily_usd], [text.perMonth, spent_month_usd, monthly_usd]];
+  const rows = limits.filter(([, , limit]) => limit !== null).map(([name, spent, limit]) => {
+    const share = limit ? Math.min(spent / limit, 1) : 1;
+    const bar = element("span");
+    bar.style.width = percentWidth(share);
+    return element("div", { className: "meter" },
+      element("span", { textContent: name }),
+      element("span", { textContent: `${money(spent)} ${text.of} ${money(limit)}` }),
+      element("div", { className: share > 0.9 ? "track near" : "track" }, bar));
+  });
+  by("budget").replaceChildren(...(rows.length ? rows : [element("p", { className: "dim", textContent: text.noBudget })]));
+}
+
+function percentWidth(share) {
+  return `${(100 * share).toFixed(1)}%`;
+}
+
+// Decisions
+
+function decisionRow(decision) {
+  const failed = decision.outcome !== "ok";
+  const row = element("tr", { className: failed ? "failed" : decision.route });
+  row.dataset.id = decision.id;
+  const cell = (label, content, className = "") => {
+    const node = element("td", { className }, content);
+    node.dataset.label = label;
+    row.append(node);
+  };
+  cell(text.time, clock.format(new Date(decision.time * 1000)));
+  const route = failed ? `${text[decision.route]}, ${decision.outcome.replaceAll("_", " ")}` : text[decision.route];
+  cell(text.route, element("span", {}, element("span", { className: "dot" }), route));
+  cell(text.reason, reasonText(decision.reason, decision.explanation), "reason");
+  cell(text.score, decision.score === null ? "–" : scoreBar(decision.score, decision.threshold, decision.route,
+    text.scoreOf(decision.score.toFixed(2), decision.threshold.toFixed(2))), "score");
+  cell(text.model, decision.model);
+  cell(text.tokens, number.format(decision.prompt_tokens + decision.completion_tokens), "number");
+  cell(text.took, seconds(decision.total_ms), "number");
+  cell(text.cost, decision.cost_usd === null ? "–" : money(decision.cost_usd), "number");
+  cell(text.verdict, decision.score === null ? "–" : verdictButtons(decision), "verdict");
+  return row;
+}
+
+function verdictButtons(decision) {
+  const button = (verdict, label) => {
+    const node = element("button", { type: "button", className: "quiet", textContent: label });
+    node.setAttribute("aria-pressed", String(decision.verdict === verdict));
+    node.addEventListener("click", () => attempt(async () => {
+      await call("POST", "/v1/feedback", { id: decision.id, verdict });
+      for (const other of node.parentElement.children) other.setAttribute("aria-pressed", String(other === node));
+    }));
+    return node;
+  };
+  const group = element("span", {}, button("right", text.right), " ", button("wrong", text.wrong));
+  group.setAttribute("role", "group");
+  group.setAttribute("aria-label", text.verdict);
+  return group;
+}
+
+function showDecisions(decisions) {
+  by("decisions").replaceChildren(...decisions.map(decisionRow));
+  by("none").hidden = decisions.length > 0;
+}
+
+function addDecision(decision) {
+  const row = decisionRow(decision);
+  row.classList.add("new");
+  by("decisions").prepend(row);
+  by("none").hidden = true;
+  while (by("decisions").children.length > SHOWN_DECISIONS) by("decisions").lastElementChild.remove();
+}
+
+// What runs
+
+function showHealth(health) {
+  const well = health.status === "ok";
+  by("health").textContent = well ? text.healthy : text.degraded;
+  by("health").className = well ? "pill ok" : "pill bad";
+  by("privacy").checked = health.privacy;
+  by("privacy").disabled = false;
+  const { local, cloud, router, kernel } = health;
+  const joined = (...parts) => parts.filter(Boolean).join(", ");
+  const facts = [
+    [text.router, joined(router.name, router.detail)],
+    [text.localModel, joined(local.model, local.state, local.detail)],
+    [text.cloudModel, joined(cloud.model, cloud.has_key ? text.keyReady : text.keyMissing, cloud.circuit)],
+    [text.kernel, kernel.barrier],
+    [text.memory, health.memory_bytes ? `${number.format(Math.round(health.memory_bytes / 2 ** 20))} MB` : ""],
+    [text.queue, local.waiting === undefined ? "" : number.format(local.waiting)],
+  ];
+  by("parts").replaceChildren(...facts.filter(([, value]) => value !== "").flatMap(([name, value]) => [
+    element("dt", { textContent: name }), element("dd", { textContent: value }),
+  ]));
+}
+
+// Switches
+
+function notice(message) {
+  by("notice").textContent = message;
+  by("notice").hidden = !message;
+}
+
+async function attempt(work) {
+  try {
+    notice("");
+    await work();
+  } catch (error) {
+    if (error instanceof ApiError && error.status === 401) return askForToken(true);
+    notice(error.message);
+  }
+}
+
+function askForToken(again) {
+  by("login").hidden = false;
+  by("main").hidden = true;
+  if (again && sessionStorage.length) by("login").querySelector("p").textContent = text.tokenWrong;
+  by("token").focus();
+}
+
+by("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  setToken(by("token").value);
+  location.reload();
+});
+
+by("privacy").addEventListener("change", (event) => attempt(async () => {
+  const on = event.target.checked;
+  event.target.checked = !on;
+  event.target.checked = (await call("PUT", "/upcall/privacy", { on })).on;
+  await refresh();
+}));
+
+by("period").addEventListener("click", (event) => {
+  if (!event.target.value) return;
+  period = event.target.value;
+  for (const button of by("period").children) button.setAttribute("aria-pressed", String(button === event.target));
+  if (stats) showSums();
+});
+
+async function showShare(wanted) {
+  const routing = await call("GET", wanted === undefined ? "/upcall/routing" : `/upcall/routing?cloud_share=${wanted / 100}`);
+  const fixed = routing.cloud_share === null;
+  by("cloud-share").disabled = by("apply").disabled = fixed;
+  if (wanted === undefined && !fixed) by("cloud-share").value = Math.round(100 * routing.cloud_share);
+  by("cloud-share-value").textContent = percent.format(by("cloud-share").value / 100);
+  const share = routing.expected_share === null ? "" : percent.format(routing.expected_share);
+  by("expected").textContent = fixed ? text.fixedThreshold
+    : !share ? text.noneScored
+      : routing.own_scores ? text.expected(share, number.format(routing.own_scores)) : text.expectedShipped(share);
+}
+
+by("cloud-share").addEventListener("input", () => {
+  by("cloud-share-value").textContent = percent.format(by("cloud-share").value / 100);
+});
+by("cloud-share").addEventListener("change", () => attempt(() => showShare(Number(by("cloud-share").value))));
+by("sharing").addEventListener("submit", (event) => {
+  event.preventDefault();
+  attempt(async () => {
+    await call("PUT", "/upcall/routing", { cloud_share: by("cloud-share").value / 100 });
+    await showShare();
+    by("expected").textContent += ` ${text.applied}`;
+  });
+});
+
+// A prompt of one's own
+
+by("try").addEventListener("submit", (event) => {
+  event.preventDefault();
+  attempt(tryPrompt);
+});
+by("stop").addEventListener("click", () => stopAsking?.abort());
+
+async function tryPrompt() {
+  const answer = by("answer");
+  answer.hidden = false;
+  answer.textContent = "";
+  answer.setAttribute("aria-busy", "true");
+  by("decided").textContent = text.thinking;
+  by("send").disabled = true;
+  by("stop").hidden = false;
+  stopAsking = new AbortController();
+  const messages = [{ role: "user", content: by("prompt").value }];
+  try {
+    let last = null;
+    for await (const { data } of stream("POST", "/v1/chat/completions",
+      { model: by("route").value, messages, stream: true, metadata: { "x-upcall-explain": "1" } }, stopAsking.signal)) {
+      if (data.error) throw new ApiError(500, data.error.message);
+      last = data.x_upcall ?? last;
+      if (last) by("decided").textContent = decided(last);
+      for (const choice of data.choices) answer.append(choice.delta.content ?? "");
+    }
+  } catch (error) {
+    by("decided").textContent = error.name === "AbortError" ? text.stopped : "";
+    if (error.name !== "AbortError") throw error;
+  } finally {
+    answer.setAttribute("aria-busy", "false");
+    by("send").disabled = false;
+    by("stop").hidden = true;
+  }
+}
+
+function decided({ route, model, reason, explanation, score, threshold }) {
+  const numbers = score === null ? "" : ` (${text.scoreOf(score.toFixed(2), threshold.toFixed(2))})`;
+  return `${text[route]} · ${model} · ${reasonText(reason, explanation)}${numbers}`;
+}
+
+// Keeping up
+
+async function refresh() {
+  stats = await call("GET", "/upcall/stats");
+  showSums();
+  showBudget(stats.budget);
+  showHealth(await call("GET", "/healthz"));
+}
+
+async function follow() {
+  for (;;) {
+    try {
+      showDecisions((await call("GET", `/upcall/decisions?limit=${SHOWN_DECISIONS}`)).decisions);
+      await refresh();
+      if (by("notice").textContent === text.lost) notice("");
+      for await (const { event, data } of stream("GET", "/upcall/events")) {
+        if (event !== "decision") continue;
+        addDecision(data);
+        await refresh();
+      }
+    } catch (error) {
+      if (error instanceof ApiError && error.status === 401) return askForToken(true);
+      by("health").textContent = text.unreachable;
+      by("health").className = "pill bad";
+      notice(error instanceof ApiError ? error.message : text.lost);
+    }
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+  }
+}
+
+translatePage();
+follow();
+attempt(() => showShare());
+setInterval(() => refresh().catch(() => {}), REFRESH_MS);

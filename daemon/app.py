@@ -12,10 +12,12 @@ from daemon.api import dashboard, openapi
 from daemon.api.completion import error_object
 from daemon.api.control import Control
 from daemon.api.errors import ApiError
+from daemon.api.history import History
 from daemon.api.openai import OpenAI
 from daemon.config import Settings
 from daemon.dispatcher import Dispatcher
 from daemon.guard import Guard
+from daemon.ledger import Ledger
 from daemon.patience import Patience
 from daemon.scorer import Scorer
 from daemon.workers import Workers
@@ -26,7 +28,7 @@ HEADER_BYTES = 16 * 2**10
 
 
 def build(
-    settings: Settings, workers: Workers, scorer: Scorer, patience: Patience, port: Callable[[], int]
+    settings: Settings, workers: Workers, scorer: Scorer, ledger: Ledger, patience: Patience, port: Callable[[], int]
 ) -> web.Application:
     """`port` gives the port that Host headers must name, known once the socket is bound."""
     guard = Guard(settings.server, port, lambda: workers.standing.token_sha256, public=dashboard.PATHS)
@@ -37,10 +39,14 @@ def build(
     )
     app.on_response_prepare.append(guard.grant)
     app.on_response_prepare.append(partial(_tell_privacy, workers))
-    app.add_routes(OpenAI(Dispatcher(settings, workers, scorer), settings.routing).routes())
+    app.add_routes(OpenAI(Dispatcher(settings, workers, scorer, ledger), settings.routing).routes())
     app.add_routes(dashboard.Dashboard().routes())
     app.router.add_get("/openapi.json", openapi.serve)
-    app.add_routes(Control(settings, workers, scorer).routes())
+    control = Control(settings, workers, scorer)
+    app.add_routes(control.routes())
+    history = History(ledger, control)
+    app.add_routes(history.routes())
+    app.on_shutdown.append(history.close)
     return app
 
 

@@ -69,6 +69,8 @@ class Routing(Section):
     """Share of prompts that may go to the cloud; the threshold follows from it by calibration."""
     threshold: float | None = Field(default=None, ge=0, le=1)
     """Raw score at and above which a prompt goes to the cloud; takes the place of `cloud_share`."""
+    judge_seconds: float = Field(default=3, gt=0)
+    """Seconds that the local model may take to judge a prompt for `causal_llm`; after them the prompt stays here."""
     unknown_models: Literal["auto", "refuse"] = "auto"
     """What a model name that upcall does not know means: as `auto`, or an error."""
     on_local_failure: Literal["error", "cloud"] = "error"
@@ -158,6 +160,13 @@ class Sensitive(Section):
         return patterns
 
 
+class Ledger(Section):
+    enabled: bool = True
+    """Record what became of each request, never a word of it; budgets need that."""
+    days: int = Field(default=90, ge=1, le=36500)
+    """How long a request's record is kept."""
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged. No level logs prompts or answers."""
@@ -176,6 +185,7 @@ class Settings(BaseModel):
     cloud: Cloud = Cloud()
     privacy: Privacy = Privacy()
     sensitive: Sensitive = Sensitive()
+    ledger: Ledger = Ledger()
     log: Log = Log()
 
 

@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from daemon import policy
 from daemon.config import Settings
+from daemon.ledger import Ledger
 from daemon.policy import Decision, Needs, Reason, Route, State, Wish
 from daemon.scorer import Look, Scorer
 from daemon.sensitive import Recogniser
@@ -26,6 +28,9 @@ from models.interface import (
 )
 from models.llama.tools import CALL_ID_PREFIX
 
+if TYPE_CHECKING:
+    from routers.knn import Neighbour
+
 MESSAGE_TOKENS = 16
 """More than any known chat template adds to a message."""
 UNKNOWN_CALL_PREFIX = "call_unknown_"
@@ -42,6 +47,10 @@ class Chosen:
     """Name that the answer carries."""
     router_ms: float
     """What scoring took."""
+    neighbours: "Sequence[Neighbour]" = ()
+    """The known prompts that the score was read off, nearest first, where the router does that."""
+    failed: FailureCode | None = None
+    """Why this is not the model that was chosen first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,8 @@ class SensitivePromptError(Exception):
 
 
 class Dispatcher:
-    def __init__(self, settings: Settings, workers: Workers, scorer: Scorer) -> None:
+    def __init__(self, settings: Settings, workers: Workers, scorer: Scorer, ledger: Ledger) -> None:
+        self.ledger = ledger
         self._settings = settings
         self._recogniser = Recogniser(settings.sensitive)
         self._workers = workers
@@ -93,12 +103,13 @@ class Dispatcher:
         local = await self._workers.local_status()
         needs = await self._needs(request, wish, local)
         look = await self._look(request, wish)
-        decision = policy.decide(wish, needs, self._state(local), look.score, look.threshold, look.router)
+        seen = (look.score, look.threshold, look.router, look.unscored)
+        decision = policy.decide(wish, needs, self._state(local), *seen)
         if decision.reason is Reason.NO_KEY and await self._workers.look_for_key():
-            decision = policy.decide(wish, needs, self._state(local), look.score, look.threshold, look.router)
+            decision = policy.decide(wish, needs, self._state(local), *seen)
         if decision.reason is Reason.SENSITIVE and self._settings.sensitive.action == "ask":
             raise SensitivePromptError(f"This prompt would go to the cloud, and it seems to hold: {needs.private}.")
-        return Chosen(decision, needs, self._name(decision, local), look.milliseconds)
+        return Chosen(decision, needs, self._name(decision, local), look.milliseconds, look.neighbours)
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of the prompt for the local model.
@@ -159,7 +170,9 @@ class Dispatcher:
         local = await self._workers.local_status()
         state, routing = self._state(local), self._settings.routing
         decision = policy.instead(chosen.decision, failure, wish, chosen.needs, state, routing)
-        return replace(chosen, decision=decision, model=self._name(decision, local)) if decision else None
+        if decision is None:
+            return None
+        return replace(chosen, decision=decision, model=self._name(decision, local), failed=failure.code)
 
     def _name(self, decision: Decision, local: ModelStatus) -> str:
         return local.name if decision.route == "local" else self._settings.cloud.model

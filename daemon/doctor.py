@@ -11,6 +11,8 @@ from typing import Literal, TypeAlias
 from daemon import keys, privacy, resolve
 from daemon.client import DaemonError, NotRunning, call
 from daemon.config import Settings
+from daemon.history import opened
+from daemon.ledger import LedgerError, default_path
 from models.store import Store, StoreError
 
 State: TypeAlias = Literal["ok", "note", "bad"]
@@ -139,6 +141,22 @@ def _disk(_: Settings) -> Iterator[Finding]:
     yield Finding("disk", state, f"{free / 1e9:.1f} GB free for models; llama3-8b takes {FREE_DISK / 1e9:.0f}")
 
 
+def _ledger(settings: Settings) -> Iterator[Finding]:
+    path = default_path()
+    if not settings.ledger.enabled:
+        yield Finding("ledger", "note", "ledger.enabled is false: nothing is recorded, and no budget can be kept")
+        return
+    try:
+        if path.exists():
+            with opened(path) as past:
+                found = past.decisions(1)
+            yield Finding("ledger", "ok", f"{path}" + ("" if found else ", with no request yet"))
+        else:
+            yield Finding("ledger", "ok", f"{path} will be made by `upcall serve`")
+    except LedgerError as error:
+        yield Finding("ledger", "bad", f"{error}: mv {path} {path}.broken, and restart upcall")
+
+
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-    _python, _weak_model, _router, _cloud, _port, _kernel, _systemd, _disk,
+    _python, _weak_model, _router, _cloud, _port, _kernel, _systemd, _disk, _ledger,
 )  # fmt: skip

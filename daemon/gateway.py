@@ -17,6 +17,8 @@ from daemon import listening
 from daemon.app import build
 from daemon.config import Settings
 from daemon.confine import Confinement, confine
+from daemon.ledger import Ledger, default_path
+from daemon.judge import LocalJudge
 from daemon.logs import set_up_logging
 from daemon.patience import Patience
 from daemon.scorer import Scorer, UnknownRouterError
@@ -59,7 +61,8 @@ def confine_gateway() -> Confinement:
 async def serve(settings: Settings, listener: socket.socket, link: socket.socket, confinement: Confinement) -> None:
     """Answer requests until SIGTERM or until the supervisor is gone."""
     workers = Workers(link, settings.cloud)
-    gateway = Gateway(settings, listener, workers)
+    ledger = Ledger(settings.ledger, default_path())
+    gateway = Gateway(settings, listener, workers, ledger)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await gateway.start()
@@ -79,6 +82,7 @@ async def serve(settings: Settings, listener: socket.socket, link: socket.socket
     for task in background:
         task.cancel()
     await workers.close()
+    ledger.close()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,11 +104,13 @@ class Gateway:
     is served by the same settings from its first byte to its last.
     """
 
-    def __init__(self, settings: Settings, listener: socket.socket, workers: Workers) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket, workers: Workers, ledger: Ledger) -> None:
         self._settings = settings
         self._listener = listener
         self._workers = workers
-        self._scorer = Scorer(settings.routing, Store())
+        self._ledger = ledger
+        self._judge = LocalJudge(workers)
+        self._scorer = Scorer(settings.routing, Store(), self._judge)
         self._serving: list[Serving] = []
         self._finishing: set[asyncio.Task[None]] = set()
 
@@ -121,7 +127,7 @@ class Gateway:
             before = self._serving[-1]
             scorer = before.scorer
             if settings.routing != before.settings.routing:
-                scorer = Scorer(settings.routing, Store())
+                scorer = Scorer(settings.routing, Store(), self._judge)
                 try:
                     await scorer.load()
                 except UnknownRouterError as error:
@@ -146,7 +152,7 @@ class Gateway:
     async def _serve(self, settings: Settings, scorer: Scorer) -> Serving:
         port = listening.port(self._listener)
         patience = Patience()
-        app = build(settings, self._workers, scorer, patience, lambda: port)
+        app = build(settings, self._workers, scorer, self._ledger, patience, lambda: port)
         # A client that hangs up cancels its handler, and with it the model's work.
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=STOP_SECONDS)
         await runner.setup()
@@ -158,6 +164,7 @@ class Gateway:
 
     async def _finish(self, serving: Serving) -> None:
         await serving.site.stop()
+        await serving.runner.shutdown()
         server = serving.runner.server
         assert server is not None
         server.pre_shutdown()

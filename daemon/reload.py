@@ -2,8 +2,8 @@
 
 from daemon.config import Section, Settings
 
-FIXED = ("server", "local")
-"""Sections whose settings hold until a restart: a bound socket, and a model that is loaded."""
+FIXED = ("server", "local", "ledger")
+"""Sections whose settings hold until a restart: a bound socket, a model that is loaded, and a file that is open."""
 
 
 def takeover(now: Settings, new: Settings) -> tuple[Settings, list[str]]:

@@ -47,14 +47,20 @@ async def answer(
     request: web.Request, dispatcher: Dispatcher, chat: ChatRequest, ask: Asked, wire: str, shape: ShapeOf, stream: bool
 ) -> web.StreamResponse:
     """Have `chat` answered. Raises `ApiError` where nothing of the answer was sent yet."""
-    exchange = Exchange(wire, ask)
+    exchange = Exchange(wire, ask, dispatcher.ledger)
     try:
         async with aclosing(exchange.follow(dispatcher.answer(chat, ask.wish))) as events:
             if stream:
                 return await _stream(request, events, exchange, shape(exchange))
             return await _whole(events, exchange, shape(exchange))
     except (UnknownRouterError, SensitivePromptError) as error:
+        exchange.outcome = "refused"
         raise undecided(error) from None
+    except (ApiError, ConnectionError):
+        raise
+    except Exception:
+        exchange.outcome = "internal_error"
+        raise
     finally:
         exchange.close()
 

@@ -1,5 +1,7 @@
 """upcall's own endpoints: how it does, and its privacy switch."""
 
+from typing import Any
+
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -27,26 +29,28 @@ class Control:
 
     async def healthz(self, _: web.Request) -> web.Response:
         """200 while requests are answered by someone; the parts tell by whom."""
+        return web.json_response(await self.status())
+
+    async def status(self) -> dict[str, Any]:
+        """How upcall and its parts do."""
         standing = self._workers.standing
         local = await self._workers.local_status()
-        return web.json_response(
-            {
-                "status": "ok" if local.state in ("ready", "unloaded") and not self._scorer.trouble else "degraded",
-                "privacy": standing.privacy,
-                "kernel": {
-                    "barrier": weakest(standing.confined.values()),
-                    **{name: str(confinement) for name, confinement in standing.confined.items()},
-                },
-                "local": {
-                    "model": local.name,
-                    "state": local.state,
-                    "context_length": local.context_length,
-                    "detail": local.detail,
-                },
-                "cloud": {"model": self._settings.cloud.model, "has_key": standing.has_key, "detail": standing.key},
-                "router": {"name": self._settings.routing.router, "detail": self._scorer.trouble},
-            }
-        )
+        return {
+            "status": "ok" if local.state in ("ready", "unloaded") and not self._scorer.trouble else "degraded",
+            "privacy": standing.privacy,
+            "kernel": {
+                "barrier": weakest(standing.confined.values()),
+                **{name: str(confinement) for name, confinement in standing.confined.items()},
+            },
+            "local": {
+                "model": local.name,
+                "state": local.state,
+                "context_length": local.context_length,
+                "detail": local.detail,
+            },
+            "cloud": {"model": self._settings.cloud.model, "has_key": standing.has_key, "detail": standing.key},
+            "router": {"name": self._settings.routing.router, "detail": self._scorer.trouble},
+        }
 
     async def privacy(self, request: web.Request) -> web.Response:
         try:

@@ -3,11 +3,14 @@
 import logging
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import asdict
 from typing import Any
 
 from daemon.api.explain import explanation, headers, new_request_id
 from daemon.api.wish import Asked
 from daemon.dispatcher import Bill, Chosen
+from daemon.ledger import Ledger, Record
 from models.interface import Event, Failure, Finish, TextDelta, ToolCallDelta, Usage
 
 log = logging.getLogger(__name__)
@@ -16,40 +19,47 @@ log = logging.getLogger(__name__)
 class Exchange:
     """Follows the answer to one request on its way to the client; `close` it whatever happens."""
 
-    def __init__(self, wire: str, ask: Asked) -> None:
+    def __init__(self, wire: str, ask: Asked, ledger: Ledger) -> None:
         self.id = new_request_id()
-        self.created = int(time.time())
+        self._time = time.time()
+        self.created = int(self._time)
         """Seconds since the epoch."""
         self.usage = Usage(0, 0)
         self.ok = False
         """Whether the answer is whole."""
+        self.outcome = "cancelled"
+        """See `Record`; nothing but the client's leaving ends an exchange without a word."""
         self._wire = wire
         self._ask = ask
+        self._ledger = ledger
         self._start = time.perf_counter()
         self._first_word: float | None = None
         self._chosen: Chosen | None = None
         self._bill: Bill | None = None
-        self._outcome = "cancelled"
+        self._error: str | None = None
 
     async def follow(self, items: AsyncGenerator[Chosen | Bill | Event, None]) -> AsyncGenerator[Event, None]:
         """The events among `items`, noted as they pass."""
-        async for item in items:
-            match item:
-                case Chosen():
-                    self._chosen = item
-                    continue
-                case Bill():
-                    self._bill = item
-                    continue
-                case TextDelta() | ToolCallDelta():
-                    self._first_word = self._first_word or time.perf_counter() - self._start
-                case Usage():
-                    self.usage = item
-                case Finish():
-                    self._outcome, self.ok = "ok", True
-                case Failure():
-                    self._outcome, self.ok = item.code, False
-            yield item
+        async with aclosing(items):
+            async for item in items:
+                match item:
+                    case Chosen():
+                        self._chosen = item
+                        self._error = item.failed
+                        continue
+                    case Bill():
+                        self._bill = item
+                        continue
+                    case TextDelta() | ToolCallDelta():
+                        self._first_word = self._first_word or time.perf_counter() - self._start
+                    case Usage():
+                        self.usage = item
+                    case Finish():
+                        self.outcome, self.ok = "ok", True
+                    case Failure():
+                        self._error = self.outcome = item.code
+                        self.ok = False
+                yield item
 
     @property
     def model(self) -> str:
@@ -76,25 +86,39 @@ class Exchange:
         return headers(self._chosen, self.id, self._ask.warning, self._bill)
 
     def close(self) -> None:
-        """Log one line about it."""
-        if self._chosen is None:
-            return
-        decision = self._chosen.decision
+        """Record it, and log one line about it."""
+        record = self._record()
+        self._ledger.record(record)
         log.info(
-            "request=%(request)s wire=%(wire)s outcome=%(outcome)s route=%(route)s reason=%(reason)s score=%(score)s "
+            "request=%(id)s wire=%(wire)s outcome=%(outcome)s route=%(route)s reason=%(reason)s score=%(score)s "
             "model=%(model)s prompt_tokens=%(prompt_tokens)d completion_tokens=%(completion_tokens)d "
             "first_ms=%(first_ms)d total_ms=%(total_ms)d",
-            {
-                "request": self.id,
-                "wire": self._wire,
-                "outcome": self._outcome,
-                "route": decision.route,
-                "reason": decision.reason.code,
-                "score": decision.score,
-                "model": self._chosen.model,
-                "prompt_tokens": self.usage.prompt_tokens,
-                "completion_tokens": self.usage.completion_tokens,
-                "first_ms": round(1000 * (self._first_word or 0)),
-                "total_ms": round(1000 * (time.perf_counter() - self._start)),
-            },
+            {**asdict(record), "first_ms": record.first_ms or 0},
+        )
+
+    def _record(self) -> Record:
+        chosen = self._chosen
+        decision = chosen.decision if chosen else None
+        scored = decision is not None and decision.score is not None
+        return Record(
+            id=self.id,
+            time=self._time,
+            wire=self._wire,
+            outcome=self.outcome,
+            error=self._error,
+            route=decision.route if decision else None,
+            reason=decision.reason.code if decision else None,
+            degraded=decision.degraded if decision else False,
+            router=decision.router if decision else None,
+            score=decision.score if decision else None,
+            threshold=decision.threshold if decision and scored else None,
+            router_ms=chosen.router_ms if chosen and scored else None,
+            model=chosen.model if chosen else None,
+            prompt_tokens=self.usage.prompt_tokens,
+            completion_tokens=self.usage.completion_tokens,
+            cached_tokens=self.usage.cached_tokens,
+            first_ms=None if self._first_word is None else 1000 * self._first_word,
+            total_ms=1000 * (time.perf_counter() - self._start),
+            cost_usd=self._bill.cost if self._bill else None,
+            saved_usd=self._bill.saved if self._bill else None,
         )

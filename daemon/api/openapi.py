@@ -6,6 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from daemon.api.control import PrivacyBody
+from daemon.api.history import PARAMETERS
 from daemon.api.openai import ChatBody
 from daemon.api.wish import WISHES
 
@@ -25,6 +26,7 @@ ERROR = {
         }
     },
 }
+ID = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
 
 
 async def serve(_: web.Request) -> web.Response:
@@ -51,6 +53,12 @@ def document() -> dict[str, Any]:
             "/v1/models": {"get": _operation("The model names that a request may carry")},
             "/healthz": {"get": _operation("How upcall and its parts do")},
             "/upcall/privacy": {"put": _operation("Switch privacy mode", **switch)},
+            "/upcall/stats": {"get": _operation("What requests came to today, in 7 days and this month")},
+            "/upcall/decisions": {"get": _operation("The latest requests, newest first", parameters=PARAMETERS)},
+            "/upcall/decisions/{id}": {
+                "get": _operation("One request, by the first characters of its id", parameters=ID)
+            },
+            "/upcall/events": {"get": _operation("Every request as it ends, and how upcall does", stream=True)},
             "/openapi.json": {"get": _operation("This document")},
         },
         "components": {"schemas": schemas, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},

@@ -145,3 +145,14 @@ def config_check(config: Path | None) -> None:
 def config_show(config: Path | None) -> None:
     """Print the settings in force, from file, environment and defaults, as JSON."""
     click.echo(settings_or_exit(config).model_dump_json(indent=2))
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes upcall's commands in SHELL; `eval` it, or save it where the shell looks."""
+    from click.shell_completion import get_completion_class
+
+    complete = get_completion_class(shell)
+    assert complete is not None
+    click.echo(complete(cli, {}, "upcall", "_UPCALL_COMPLETE").source())

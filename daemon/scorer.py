@@ -14,6 +14,7 @@ from models.interface import Message
 from models.store import Store, StoreError
 
 if TYPE_CHECKING:
+    from routers.encoder import Encoder
     from routers.interface import Router
 
 T = TypeVar("T")
@@ -49,6 +50,10 @@ class UnknownRouterError(ValueError):
     """No router has this name."""
 
 
+class NoEncoderError(Exception):
+    """There is no encoder to embed with; the message says why, in one line for people."""
+
+
 class Scorer:
     def __init__(self, routing: Routing, store: Store) -> None:
         self._routing = routing
@@ -56,6 +61,7 @@ class Scorer:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="router")
         self._loaded: dict[str, Loaded] = {}
         self._failed: dict[str, float] = {}
+        self._encoder: Encoder | None = None
         self.trouble = ""
         """Why the settings' router is not loaded: one line for people, or nothing."""
 
@@ -68,6 +74,13 @@ class Scorer:
     ) -> Look:
         """Score the user's turns one by one and combine them. Raises `UnknownRouterError`."""
         return await self._in_thread(self._look, user_turns(messages), router or self._routing.router, threshold)
+
+    async def embed(self, text: str) -> Sequence[float]:
+        """A unit vector for `text`: of a long one, the mean direction of its pieces. Raises `NoEncoderError`.
+
+        One text at a time, so that prompts are scored in between.
+        """
+        return await self._in_thread(self._embed, text)
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
@@ -84,6 +97,23 @@ class Scorer:
         label = f"{loaded.router.name}@{loaded.router.version}"
         elapsed = (time.perf_counter() - start) * 1000
         return Look(score, loaded.threshold if threshold is None else threshold, label, elapsed)
+
+    def _embed(self, text: str) -> Sequence[float]:
+        import numpy as np
+
+        from routers.encoder import HEAD, TAIL, Encoder
+        from routers.interface import RouterError
+
+        if self._encoder is None:
+            try:
+                self._encoder = Encoder(self._store.path("use-multilingual"))
+            except (RouterError, StoreError) as error:
+                raise NoEncoderError(str(error)) from None
+        size = HEAD + TAIL
+        pieces = [text[start : start + size] for start in range(0, len(text), size)] or [""]
+        mean = np.average(self._encoder.embed(pieces), axis=0, weights=[len(piece) + 1 for piece in pieces])
+        vector: list[float] = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32).tolist()
+        return vector
 
     def _load(self, name: str) -> "Loaded | None":
         # Imported here, in the thread, so that the gateway listens before ONNX is loaded.

@@ -75,6 +75,10 @@ class Scorer:
         """Score the user's turns one by one and combine them. Raises `UnknownRouterError`."""
         return await self._in_thread(self._look, user_turns(messages), router or self._routing.router, threshold)
 
+    async def routers(self) -> Sequence[str]:
+        """The names of all routers."""
+        return await self._in_thread(self._names)
+
     async def embed(self, text: str) -> Sequence[float]:
         """A unit vector for `text`: of a long one, the mean direction of its pieces. Raises `NoEncoderError`.
 
@@ -97,6 +101,11 @@ class Scorer:
         label = f"{loaded.router.name}@{loaded.router.version}"
         elapsed = (time.perf_counter() - start) * 1000
         return Look(score, loaded.threshold if threshold is None else threshold, label, elapsed)
+
+    def _names(self) -> Sequence[str]:
+        from routers.registry import ROUTERS
+
+        return sorted(ROUTERS)
 
     def _embed(self, text: str) -> Sequence[float]:
         import numpy as np

@@ -1,7 +1,11 @@
-"""Scores conversations with a router, in a thread of its own, so that the event loop never waits for ONNX."""
+"""Scores conversations with a router, in a thread of its own, so that the event loop never waits for ONNX.
+
+The router `causal_llm` has the local model judge instead, in its own process and within a time limit.
+"""
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from daemon.config import Routing
-from daemon.policy import conversation_score
+from daemon.judge import LocalJudge, NotJudgedError
+from daemon.policy import Reason, conversation_score
 from models.interface import Message
 from models.store import Store, StoreError
 
 if TYPE_CHECKING:
     from routers.encoder import Encoder
+    from routers.causal_llm import Reading
     from routers.interface import Router
+    from routers.knn import Neighbour
 
 T = TypeVar("T")
 
@@ -23,6 +30,9 @@ log = logging.getLogger(__name__)
 
 TURNS = 8
 """Latest user turns that are scored; older ones have decayed to nothing."""
+LITTLE_WORDS, LITTLE_CHARACTERS = 6, 40
+"""A follow-up of at most so many says how to go on, not what about: "continue", "now in Python", "e em português?"."""
+CAUSAL = "causal_llm"
 RETRY_SECONDS = 5.0
 """A router that cannot be loaded (its encoder may not have been pulled) is tried again after so long."""
 
@@ -32,11 +42,14 @@ class Look:
     """What a router saw in a conversation."""
 
     score: float | None
-    """P(the strong model's answer is preferred); `None` where no router could be loaded."""
+    """P(the strong model's answer is preferred); `None` where there is none, for the reason in `unscored`."""
     threshold: float
     router: str | None
     """`name@version`."""
     milliseconds: float
+    unscored: Reason = Reason.NO_ROUTER
+    neighbours: "Sequence[Neighbour]" = ()
+    """Of the hardest turn, nearest first, where the router goes by known prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +57,15 @@ class Loaded:
     router: "Router"
     threshold: float
     """Where the request names none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """A local model's judgements, calibrated."""
+
+    reading: "Reading"
+    threshold: float
+    """As of `Loaded`."""
 
 
 class UnknownRouterError(ValueError):
@@ -55,11 +77,14 @@ class NoEncoderError(Exception):
 
 
 class Scorer:
-    def __init__(self, routing: Routing, store: Store) -> None:
+    def __init__(self, routing: Routing, store: Store, judge: LocalJudge | None = None) -> None:
+        """`judge` is what the router `causal_llm` asks; without one there is no such router here."""
+        self._judge = judge
         self._routing = routing
         self._store = store
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="router")
         self._loaded: dict[str, Loaded] = {}
+        self._readings: dict[str, Calibrated] = {}
         self._failed: dict[str, float] = {}
         self._encoder: Encoder | None = None
         self.trouble = ""
@@ -67,13 +92,19 @@ class Scorer:
 
     async def load(self) -> None:
         """Load the settings' router ahead of the first request; a failure shows in `trouble`."""
-        await self._in_thread(self._load, self._routing.router)
+        if self._judge and self._routing.router == CAUSAL:
+            await self._judged(self._judge, (), None)
+        else:
+            await self._in_thread(self._load, self._routing.router)
 
     async def look(
         self, messages: Sequence[Message], router: str | None = None, threshold: float | None = None
     ) -> Look:
         """Score the user's turns one by one and combine them. Raises `UnknownRouterError`."""
-        return await self._in_thread(self._look, user_turns(messages), router or self._routing.router, threshold)
+        turns, name = user_turns(messages), router or self._routing.router
+        if self._judge and name == CAUSAL:
+            return await self._judged(self._judge, turns, threshold)
+        return await self._in_thread(self._look, turns, name, threshold)
 
     async def routers(self) -> Sequence[str]:
         """The names of all routers."""
@@ -97,10 +128,49 @@ class Scorer:
         loaded = self._load(name)
         if loaded is None or not turns:
             return Look(None, 1.0, None, 0.0)
-        score = conversation_score([float(score) for score in loaded.router.score(turns)])
-        label = f"{loaded.router.name}@{loaded.router.version}"
-        elapsed = (time.perf_counter() - start) * 1000
-        return Look(score, loaded.threshold if threshold is None else threshold, label, elapsed)
+        from routers.knn import NearestNeighboursRouter
+
+        router, scores = loaded.router, [float(score) for score in loaded.router.score(turns)]
+        near = router.explain(turns[scores.index(max(scores))]) if isinstance(router, NearestNeighboursRouter) else ()
+        limit, label = loaded.threshold if threshold is None else threshold, f"{router.name}@{router.version}"
+        return Look(conversation_score(scores), limit, label, _milliseconds(start), neighbours=near)
+
+    async def _judged(self, judge: LocalJudge, turns: Sequence[str], threshold: float | None) -> Look:
+        start = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._routing.judge_seconds):
+                loaded = await self._in_thread(self._load_reading, await judge.model_sha256())
+                if loaded is None:
+                    return Look(None, 1.0, None, _milliseconds(start), Reason.NOT_CALIBRATED)
+                logs = await judge.log_probabilities(*await self._in_thread(_questions, turns))
+        except (TimeoutError, NotJudgedError):
+            return Look(None, 1.0, None, _milliseconds(start), Reason.NOT_JUDGED)
+        if not turns:
+            return Look(None, 1.0, None, 0.0)
+        score = conversation_score([float(score) for score in loaded.reading.rate(logs)])
+        limit, label = loaded.threshold if threshold is None else threshold, f"{CAUSAL}@{loaded.reading.version}"
+        return Look(score, limit, label, _milliseconds(start))
+
+    def _load_reading(self, model_sha256: str) -> "Calibrated | None":
+        from routers.causal_llm import reading
+        from routers.interface import RouterError
+
+        key = f"{CAUSAL} {model_sha256}"
+        if key in self._readings:
+            return self._readings[key]
+        if time.monotonic() < self._failed.get(key, 0):
+            return None
+        try:
+            found = reading(model_sha256)
+            raw = self._routing.threshold if self._routing.router == CAUSAL else None
+            threshold = found.calibration.threshold(self._routing.cloud_share) if raw is None else raw
+        except RouterError as error:
+            self._failed[key] = time.monotonic() + RETRY_SECONDS
+            self._trouble(CAUSAL, str(error))
+            return None
+        self._trouble(CAUSAL, "")
+        self._readings[key] = Calibrated(found, threshold)
+        return self._readings[key]
 
     def _names(self) -> Sequence[str]:
         from routers.registry import ROUTERS
@@ -128,10 +198,10 @@ class Scorer:
         # Imported here, in the thread, so that the gateway listens before ONNX is loaded.
         from routers.calibration import threshold_for_share
         from routers.interface import RouterError
-        from routers.registry import ROUTERS, load
+        from routers.registry import NAMES, load
 
-        if name not in ROUTERS:
-            raise UnknownRouterError(f"There is no router {name!r}; there are {', '.join(sorted(ROUTERS))}.")
+        if name not in NAMES:
+            raise UnknownRouterError(f"There is no router {name!r}; there are {', '.join(sorted(NAMES))}.")
         if name in self._loaded:
             return self._loaded[name]
         if time.monotonic() < self._failed.get(name, 0):
@@ -157,9 +227,29 @@ class Scorer:
 
 
 def user_turns(messages: Sequence[Message]) -> list[str]:
-    """The text of the latest user messages, oldest first."""
+    """The text of the latest user messages, oldest first, without follow-ups that say nothing of their own.
+
+    So whatever the router made of such a follow-up, it cannot move the conversation.
+    """
     turns = [text_of(message) for message in messages if message["role"] == "user"]
-    return turns[-TURNS:]
+    return [*turns[:1], *(turn for turn in turns[1:] if not _says_little(turn))][-TURNS:]
+
+
+def _says_little(turn: str) -> bool:
+    # Chinese, Japanese and Thai put no blanks between words, which have about two characters.
+    words = len(re.findall(r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]+", turn))
+    words += len(re.findall(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]", turn)) // 2
+    return words <= LITTLE_WORDS and len(turn.strip()) <= LITTLE_CHARACTERS
+
+
+def _questions(turns: Sequence[str]) -> tuple[list[str], Sequence[str]]:
+    from routers.causal_llm import LABELS, question
+
+    return [question(turn) for turn in turns], LABELS
+
+
+def _milliseconds(start: float) -> float:
+    return (time.perf_counter() - start) * 1000
 
 
 def text_of(message: Message) -> str:

@@ -1,21 +1,25 @@
 """The causal-LLM router (RouteLLM, arXiv 2406.18665 §4.2): the weak model itself says how well it would do.
 
 The paper fine-tunes an 8B model to answer with one of five label tokens. Here the local model is asked as it is, with
-three solved examples, and a logistic turns its label probabilities into a win rate. Who owns the model passes it in.
+a few solved examples, and a logistic turns its label probabilities into a win rate. What is fitted is fitted for one
+model file, and known by its hash. Who owns the model passes it in.
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from routers.calibration import Calibration, read
 from routers.encoder import readable
 from routers.graph import ARTIFACTS
 from routers.interface import RouterError
 
+NAME = "causal_llm"
 LABELS = ("1", "2", "3", "4", "5")
 """What the model chooses from: 1 is easy for it, 5 beyond it."""
 
@@ -23,56 +27,94 @@ LABELS = ("1", "2", "3", "4", "5")
 class Judge(Protocol):
     """A language model that can be held to a few next tokens."""
 
+    @property
+    def model_sha256(self) -> str:
+        """Of the model's file."""
+        ...
+
     def log_probabilities(self, text: str, labels: Sequence[str]) -> Sequence[float]:
         """Of each label being what follows `text`, natural logarithms, not normalized over the labels."""
         ...
 
 
 class CausalRouter:
-    """The judge's mean label, calibrated.
+    """The judge's label probabilities, calibrated.
 
     Raises:
-        RouterError: the calibration is missing or damaged.
+        RouterError: there is no calibration for the judge's model, or it is damaged.
     """
 
-    name = "causal_llm"
+    name = NAME
 
-    def __init__(self, judge: Judge, artifact: Path = ARTIFACTS / "causal_llm" / "causal_llm.json") -> None:
+    def __init__(self, judge: Judge, artifacts: Path = ARTIFACTS / NAME) -> None:
         self._judge = judge
-        try:
-            stored = json.loads(artifact.read_text())
-            self.version = str(stored["version"])
-            self._slope, self._intercept = float(stored["slope"]), float(stored["intercept"])
-            if not np.isfinite([self._slope, self._intercept]).all():
-                raise ValueError("numbers that are not finite")
-        except FileNotFoundError:
-            raise RouterError(
-                f"The router's artifact {artifact} is missing: train causal_llm for your model."
-            ) from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise RouterError(f"The router's artifact {artifact} is damaged ({error}): train it again.") from error
+        self._reading = reading(judge.model_sha256, artifacts)
+        self.version = self._reading.version
 
     def score(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """P(strong preferred) of each prompt; see `Router.score`."""
-        lead = np.array([mean_label(self._judge, prompt) for prompt in prompts], dtype=np.float64)
-        return (1 / (1 + np.exp(-(self._slope * lead + self._intercept)))).astype(np.float32)
+        return self._reading.rate([self._judge.log_probabilities(question(prompt), LABELS) for prompt in prompts])
 
 
-def mean_label(judge: Judge, prompt: str) -> float:
-    """Expected label, 1 to 5, under the judge's probabilities; 3 where it gives none that can be read."""
-    logs = np.asarray(judge.log_probabilities(question(prompt), LABELS), dtype=np.float64)
-    logs = np.where(np.isfinite(logs), logs, -1e9)
-    chance = np.exp(logs - logs.max())
-    total = chance.sum()
-    return float(chance @ np.arange(1, 6) / total) if logs.max() > -1e9 else 3.0
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one model's label probabilities mean."""
+
+    version: str
+    values: NDArray[np.float64]
+    """Of the labels; the judge's lead is their mean under its probabilities."""
+    slope: float
+    intercept: float
+    calibration: Calibration
+
+    def rate(self, logs: Sequence[Sequence[float]]) -> NDArray[np.float32]:
+        """Win rates, shape `(n,)`, of judgements of `LABELS`, each as from `Judge.log_probabilities`."""
+        lead = chances(logs) @ self.values
+        return (1 / (1 + np.exp(-(self.slope * lead + self.intercept)))).astype(np.float32)
+
+
+def reading(model_sha256: str, artifacts: Path = ARTIFACTS / NAME) -> Reading:
+    """The calibration for the model file with this hash.
+
+    Raises:
+        RouterError: there is none, or it is damaged.
+    """
+    folder = artifacts / model_sha256[:12]
+    artifact = folder / "causal_llm.json"
+    try:
+        stored = json.loads(artifact.read_text())
+        values = np.asarray(stored["values"], dtype=np.float64)
+        slope, intercept, version = float(stored["slope"]), float(stored["intercept"]), str(stored["version"])
+        if values.shape != (len(LABELS),) or not np.isfinite([*values, slope, intercept]).all():
+            raise ValueError("its numbers are not finite, or too few")
+    except FileNotFoundError:
+        raise RouterError(
+            f"The router causal_llm is not calibrated for this local model (SHA-256 {model_sha256[:12]}…): "
+            "run `upcall train causal_llm`, or choose another router."
+        ) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise RouterError(f"The router's artifact {artifact} is damaged ({error}): train it again.") from error
+    return Reading(version, values, slope, intercept, read(folder / "calibration.json"))
+
+
+def chances(logs: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Of the labels among themselves, shape `(n, labels)`; equal where a judgement has no number in it."""
+    raw = np.asarray(logs, dtype=np.float64).reshape(-1, len(LABELS))
+    raw = np.where(np.isfinite(raw), raw, -1e9)
+    powers: NDArray[np.float64] = np.exp(raw - raw.max(axis=1, keepdims=True))
+    shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return shares
 
 
 def question(prompt: str) -> str:
     """The few-shot question; its beginning is the same for every prompt, so that a cached prefix serves them all."""
-    return f"{_EXAMPLES}Question: {readable(prompt)[-_SHOWN:] or '(empty)'}\nDifficulty: "
+    text = readable(prompt)
+    shown = text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]}\n{text[-_TAIL:]}"
+    return f"{_EXAMPLES}Question: {shown or '(empty)'}\nDifficulty: "
 
 
-_SHOWN = 1500
+_HEAD, _TAIL = 240, 120
+"""Characters: reading a hundred tokens takes a small model on two cores a third of a second."""
 _EXAMPLES = """Rate from 1 (very easy) to 5 (very hard) how hard each question is for a small language model.
 
 Question: Say hello in French.

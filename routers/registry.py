@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from routers.causal_llm import CausalRouter, Judge
 from routers.encoder import Encoder
 from routers.interface import Router, RouterError
 from routers.knn import NearestNeighboursRouter
@@ -18,16 +19,22 @@ ROUTERS: Mapping[str, Callable[[Path], Router]] = {
     "random": lambda encoder: RandomRouter(),
 }
 """How each router is made from the path of the encoder file, which those that need none ignore."""
+NAMES = (*ROUTERS, CausalRouter.name)
+"""All of them; `causal_llm` is made from a judge."""
 
 
-def load(name: str, encoder_path: Path) -> Router:
-    """The router called `name`, ready to score.
+def load(name: str, encoder_path: Path, judge: Judge | None = None) -> Router:
+    """The router called `name`, ready to score; `judge` is the local model, for the router that asks it.
 
     Raises:
         RouterError: there is no such router, or what it needs is missing or damaged.
     """
+    if name == CausalRouter.name:
+        if judge is None:
+            raise RouterError("The router causal_llm asks the local model: say which with --model.")
+        return CausalRouter(judge)
     if name not in ROUTERS:
-        near = difflib.get_close_matches(name, ROUTERS, n=1)
+        near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise RouterError(f"There is no router {name!r}: {hint}the routers are {', '.join(sorted(ROUTERS))}.")
+        raise RouterError(f"There is no router {name!r}: {hint}the routers are {', '.join(sorted(NAMES))}.")
     return ROUTERS[name](encoder_path)

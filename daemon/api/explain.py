@@ -1,9 +1,12 @@
 """A decision as clients see it: `x-upcall-*` headers, and the same as an object."""
 
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daemon.dispatcher import Bill, Chosen
+
+if TYPE_CHECKING:
+    from routers.knn import Neighbour
 
 
 def new_request_id() -> str:
@@ -24,8 +27,18 @@ def explanation(chosen: Chosen, request_id: str, bill: Bill | None = None) -> di
         "router": decision.router,
         "router_ms": round(chosen.router_ms, 2),
         "degraded": decision.degraded,
+        "neighbours": [_neighbour(each) for each in chosen.neighbours] or None,
         "cost_usd": bill.cost if bill else None,
         "saved_usd": bill.saved if bill else None,
+    }
+
+
+def _neighbour(neighbour: "Neighbour") -> dict[str, Any]:
+    """`strong_ahead`: how far strong models' answers to it were ahead, in standard deviations of its source."""
+    return {
+        "source": neighbour.source,
+        "similarity": round(neighbour.similarity, 3),
+        "strong_ahead": round(neighbour.lead, 2),
     }
 
 

@@ -97,7 +97,51 @@ async def test_a_missing_encoder_says_which_command_brings_it_and_is_looked_for_
 def test_text_is_taken_from_strings_and_parts_alike() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}, {"type": "text", "text": "b"}]
 
-    assert user_turns([{"role": "user", "content": "x"}, {"role": "user", "content": parts}]) == ["x", "a\nb"]
+    assert user_turns([{"role": "user", "content": parts}]) == user_turns([{"role": "user", "content": "a\nb"}])
+
+
+FIRST = "What is a monad?"
+
+
+@pytest.mark.parametrize(
+    "followup",
+    [
+        "continue",
+        "Now in Python, please.",
+        "commit it",
+        "obrigado!",
+        "e em português?",
+        "",
+        "👍",
+        "继续",
+        "続けて",
+        "yes",
+    ],
+)
+def test_a_follow_up_that_says_nothing_of_its_own_is_not_scored(followup: str) -> None:
+    assert user_turns([{"role": "user", "content": text} for text in (FIRST, followup)]) == [FIRST]
+    assert user_turns([{"role": "user", "content": followup}]) == [followup]
+
+
+@pytest.mark.parametrize(
+    "followup",
+    [
+        "Now prove that every finite integral domain is a field.",
+        "请证明每个有限整环都是一个域, 然后求出它的所有零因子.",
+        "refactor_the_scheduler_so_that_it_never_starves_anyone()",
+    ],
+)
+def test_a_follow_up_with_a_question_of_its_own_is_scored(followup: str) -> None:
+    assert user_turns([{"role": "user", "content": text} for text in (FIRST, followup)]) == [FIRST, followup]
+
+
+async def test_knn_names_the_known_prompts_that_its_score_was_read_off(scorer: Scorer) -> None:
+    look = await scorer.look([{"role": "user", "content": "A train travels 60 km in 45 minutes. How fast?"}], "knn")
+
+    similarity = [neighbour.similarity for neighbour in look.neighbours]
+    assert len(similarity) == 5
+    assert similarity == sorted(similarity, reverse=True)
+    assert all(neighbour.source for neighbour in look.neighbours)
 
 
 def link_encoder(source: Path, target: Path) -> None:

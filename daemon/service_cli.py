@@ -16,7 +16,8 @@ def service() -> None:
 
 LINGER = """\
 upcall runs while you are logged in. To have it at boot and after logout, too: loginctl enable-linger
-(then all your user services do so; a keyring that your login unlocks stays locked until you log in)"""
+(then all your user services do so; a keyring that your login unlocks stays locked until you log in);
+`loginctl show-user "$USER" --property=Linger` tells how it is"""
 
 
 @service.command("install")

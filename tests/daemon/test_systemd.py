@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 import pytest
 
 from daemon.client import call
@@ -273,6 +274,9 @@ NEEDED = [
 """What upcall does, the last two to confine its own processes further."""
 
 
+LIMITS = ("cpu.weight", "memory.high", "memory.swap.max")
+
+
 @pytest.fixture(scope="module")
 def probed(user: User) -> Iterator[tuple[Mapping[str, str], Mapping[str, str]]]:
     """What a service of the user can do without the unit's directives, and with them."""
@@ -317,11 +321,42 @@ def test_upcall_confines_its_processes_within_the_sandbox_as_well(running: User,
     assert kernel["barrier"] == "netns", kernel
 
 
+def test_the_limits_are_in_force_wherever_their_controllers_are_delegated(running: User) -> None:
+    group = Path(f"/proc/{running.leader}/root/sys/fs/cgroup{running.show(SERVICE, 'ControlGroup')}")
+    limit = int(running.show(SERVICE, "MemoryHigh"))
+
+    assert running.show(SERVICE, "CPUWeight") == "50"
+    assert limit == pytest.approx(0.8 * psutil.virtual_memory().total, rel=0.01)
+    assert running.show(SERVICE, "MemorySwapMax") == "0"
+    in_force = {file.name: file.read_text().strip() for file in map(group.joinpath, LIMITS) if file.exists()}
+    assert in_force.get("cpu.weight", "50") == "50"
+    assert int(in_force.get("memory.high", limit)) == limit
+    assert in_force.get("memory.swap.max", "0") == "0"
+    delegated = (group / "cgroup.controllers").read_text().split()
+    assert set(in_force) >= {file for file in LIMITS if file.split(".")[0] in delegated}, delegated
+
+
+def test_status_says_what_happens_after_logout_and_how_to_change_it(running: User) -> None:
+    before = running.run(UPCALL, "service", "status").stdout
+    lingering = Path(f"/proc/{running.leader}/root/var/lib/systemd/linger/{NAME}")
+    lingering.touch()
+    after = running.run(UPCALL, "service", "status").stdout
+    lingering.unlink()
+
+    assert "upcall runs while you are logged in" in before
+    assert "loginctl enable-linger" in before
+    assert "linger is on: upcall is here from boot on" in after
+    assert "enable-linger" not in after
+
+
 def test_the_exposure_is_not_above_the_one_documented(user: User) -> None:
     user.run("systemd-analyze", "--user", "security", "--no-pager", "--threshold=35", SERVICE)
 
 
-def test_the_system_unit_is_valid_and_its_exposure_not_above_the_one_documented(user: User, tmp_path: Path) -> None:
+def test_the_system_unit_is_valid_and_its_exposure_not_above_the_one_documented(
+    require: Require, tmp_path: Path
+) -> None:
+    require(shutil.which("systemd-analyze"), "needs systemd-analyze")
     unit = tmp_path / "upcall-system.service"
     unit.write_text((REPOSITORY / "systemd" / unit.name).read_text().replace("/usr/bin/upcall", str(UPCALL)))
     verified = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)

@@ -10,7 +10,12 @@ home=/home/$user runtime=/run/user/$uid
 
 mount -t cgroup2 -o nsdelegate none /sys/fs/cgroup
 manager=/sys/fs/cgroup/user@$uid.service
-mkdir "$manager" /sys/fs/cgroup/journald
+mkdir "$manager" /sys/fs/cgroup/{journald,script}
+# A group with processes of its own cannot hand controllers down; those that the host keeps to itself are not here.
+echo 0 > /sys/fs/cgroup/script/cgroup.procs
+for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do
+    echo "+$controller" > /sys/fs/cgroup/cgroup.subtree_control 2> /dev/null || true
+done
 
 stash=$(mktemp -d)
 mount -t tmpfs none "$stash"
@@ -32,7 +37,8 @@ mount --bind "$stash/group" /etc/group
 mkdir -m 700 "$home"
 chown "$uid:$uid" "$home"
 
-for folder in /run /var/log; do
+mkdir -p /var/lib/systemd/linger
+for folder in /run /var/log /var/lib/systemd/linger; do
     mount -t tmpfs -o mode=755 none $folder
 done
 # What the system's own manager would have made: what tools take for a running systemd, where sandboxes are built, and

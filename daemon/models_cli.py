@@ -23,7 +23,7 @@ def pull(names: tuple[str, ...]) -> None:
         raise click.ClickException("privacy mode is on, so nothing is fetched; `upcall privacy off` allows it")
     store = Store()
     for name in names:
-        with _bar(name) as progress:
+        with progress_bar(name) as progress:
             path = store.pull(name, progress)
         click.echo(f"{name}: {path}")
 
@@ -62,7 +62,8 @@ def rm(names: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def _bar(name: str) -> "Iterator[Progress]":
+def progress_bar(name: str) -> "Iterator[Progress]":
+    """A bar of bytes; gives what to call with those that are here and those of the whole."""
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 

@@ -82,16 +82,38 @@ def train(router: str, data: Path, out: Path | None) -> None:
 @click.command()
 @click.option("--routers", "names", default="mf", show_default=True, help="Comma-separated.")
 @click.option("--benchmark", "benchmarks", default="mmlu,gsm8k,mt-bench", show_default=True, help="Comma-separated.")
-@data_option
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    envvar="UPCALL_DATA",
+    help="Folder of the data files (or UPCALL_DATA); without one RouteLLM's public result files are fetched.",
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the results here.")
 @click.option("--plots", type=click.Path(path_type=Path), help="Also draw the curves in this folder.")
-def evaluate(names: str, benchmarks: str, data: Path, json_file: Path | None, plots: Path | None) -> None:
+def evaluate(names: str, benchmarks: str, data: Path | None, json_file: Path | None, plots: Path | None) -> None:
     """Evaluate routers as RouteLLM did: APGR and CPT beside random choice, prompt length alone and the oracle."""
-    _training("pyarrow")
+    module = _training("routers.evaluation.__main__")
+    data = data or _public_results(benchmarks.split(","))
     arguments = ["--routers", names, "--benchmarks", benchmarks, "--data", str(data), "--encoder", str(_encoder())]
     for flag, value in (("--json", json_file), ("--plots", plots)):
         arguments += [] if value is None else [flag, str(value)]
-    _training("routers.evaluation.__main__").main(arguments)
+    module.main(arguments)
+
+
+def _public_results(benchmarks: Sequence[str]) -> Path:
+    """RouteLLM's own files, fetched if need be."""
+    from daemon import privacy
+    from daemon.benchmark_files import benchmark_files
+    from daemon.models_cli import progress_bar
+    from daemon.settings_cli import settings_or_exit
+    from routers.evaluation import benchmarks as known
+    from routers.evaluation import routellm
+
+    if missing := [name for name in benchmarks if name in known.BENCHMARKS and name not in known.RAW]:
+        raise click.ClickException(f"RouteLLM publishes no results for {missing[0]}: name a data folder with --data.")
+    private = privacy.is_on(settings_or_exit(None))
+    with progress_bar("RouteLLM's results") as progress:
+        return benchmark_files(routellm.files(), progress, may_fetch=not private)
 
 
 def _encoder() -> Path:

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from routers.evaluation import routellm
+
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
@@ -21,6 +23,9 @@ class Benchmark:
 
 def _read(name: str, file: str, prompt: str, strong: str, weak: str) -> Callable[[Path], Benchmark]:
     def load(data: Path) -> Benchmark:
+        if name in RAW and not (data / f"{file}.parquet").exists():
+            prompts, pairs = routellm.read(data, name)
+            return Benchmark(name, prompts, *np.array(pairs, dtype=np.float64).T)
         rows = [row for row in pq.read_table(data / f"{file}.parquet").to_pylist() if not row["contaminated"]]
         rows = [row for row in rows if row[strong] is not None and row[weak] is not None]
         quality = np.array([[row[strong], row[weak]] for row in rows], dtype=np.float64)
@@ -29,6 +34,8 @@ def _read(name: str, file: str, prompt: str, strong: str, weak: str) -> Callable
     return load
 
 
+RAW = frozenset(("mmlu", "gsm8k", "mt-bench"))
+"""Those that are also read from RouteLLM's own files, of the same rows in the same order."""
 OPUS, LLAMA = "claude-3-opus-20240229", "Meta-Llama-3-8B-Instruct"
 BENCHMARKS = {
     "mmlu": _read("mmlu", "routellm_mmlu", "prompt", "strong_correct", "weak_correct"),

@@ -4,6 +4,7 @@ Every source becomes one matrix of outcomes in 0 to 1, NaN where a model did not
 models.
 """
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable
@@ -81,10 +82,8 @@ def held_out(data: Path) -> list[Source]:
 def votes(data: Path) -> Votes:
     """The arena's votes, without prompts of fewer than 16 characters (as RouteLLM) or of the benchmarks."""
     table = pq.read_table(data / "arena55k_subset.parquet")
-    leaked = _leaked(data, "arena55k_subset")
-    rows = [
-        row for row in table.to_pylist() if row["prompt"] and len(row["prompt"]) >= 16 and row["prompt"] not in leaked
-    ]
+    leaks = _leaks(data, "arena55k_subset")
+    rows = [row for row in table.to_pylist() if row["prompt"] and len(row["prompt"]) >= 16 and not leaks(row["prompt"])]
     value = {"model_a": 1.0, "model_b": 0.0, "tie": 0.5}
     tiers = {row[f"model_{side}"]: row[f"tier_{side}"] for row in rows for side in "ab"}
     return Votes(
@@ -94,6 +93,15 @@ def votes(data: Path) -> Votes:
         np.array([value[row["winner"]] for row in rows], dtype=np.float32),
         tiers,
     )
+
+
+def prompt_key(prompt: str) -> str:
+    """Stands for `prompt` where its text is not kept."""
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+GOLDEN = Path(__file__).parent / "golden.json"
+"""How likely a local model finds the right choice, by `prompt_key`; `benchmarks/golden.py` writes it."""
 
 
 def fingerprint(data: Path, names: list[str]) -> str:
@@ -121,8 +129,8 @@ def _solutions(data: Path) -> Source:
     calculations that the reference solution marks, half its length in sentences of fifteen words.
     """
     rows = [row for row in pq.read_table(data / "gsm8k_questions.parquet").to_pylist() if row["split"] == "train"]
-    leaked = _leaked(data, "gsm8k_questions")
-    rows = [row for row in rows if row["question"] not in leaked]
+    leaks = _leaks(data, "gsm8k_questions")
+    rows = [row for row in rows if not leaks(row["question"])]
     steps = np.array(
         [max(row["answer"].count("<<"), 1) + len(row["answer"].split("####")[0].split()) / 15 for row in rows]
     )
@@ -156,9 +164,29 @@ _FRAMES = (
 )
 
 
-def _leaked(data: Path, name: str) -> set[str]:
-    flags = pq.read_table(data / "leakage_flags.parquet", columns=["file", "prompt"]).to_pylist()
-    return {row["prompt"] for row in flags if row["file"] == f"{name}.parquet"} | benchmark_prompts(data)
+def _leaks(data: Path, name: str) -> Callable[[str], bool]:
+    """Whether a prompt of the file `name` repeats one of a benchmark: it was flagged, or asks the same question."""
+    rows = pq.read_table(data / "leakage_flags.parquet", columns=["file", "prompt"]).to_pylist()
+    flagged = {row["prompt"] for row in rows if row["file"] == f"{name}.parquet"}
+    asked = _benchmark_stems(data)
+    return lambda prompt: prompt in flagged or stem(question(prompt)) in asked
+
+
+@functools.cache
+def _benchmark_stems(data: Path) -> frozenset[str]:
+    mmlu = pq.read_table(data / "mmlu_questions.parquet", columns=["split", "question"]).to_pylist()
+    test = [row["question"] for row in mmlu if row["split"] == "test"]  # a few more than RouteLLM's file holds
+    return frozenset(stem(prompt) for prompt in (*benchmark_prompts(data), *test))
+
+
+def stem(prompt: str) -> str:
+    """Letters and digits of the question alone, where it has enough of them: MMLU-Pro adds choices to MMLU's items."""
+    whole, first = (_MARKS.sub("", text.lower()) for text in (prompt, _FIRST_CHOICE.split(prompt)[0]))
+    return first if len(first) >= 12 else whole
+
+
+_MARKS = re.compile(r"[\W_]+")
+_FIRST_CHOICE = re.compile(r"\n\s*\(?A[.)]")
 
 
 def _wide(
@@ -170,13 +198,13 @@ def _wide(
     only: frozenset[str] | None = None,
 ) -> Source:
     table = pq.read_table(data / f"{name}.parquet")
-    leaked = _leaked(data, name)
+    leaks = _leaks(data, name)
     prompts = table["prompt"].to_pylist()
     groups = table[group].to_pylist() if group else [name] * len(prompts)
     keep = [
         row
         for row, (prompt, part) in enumerate(zip(prompts, groups, strict=True))
-        if prompt and prompt not in leaked and (only is None or part in only)
+        if prompt and (only is None or part in only) and not leaks(prompt)
     ]
     shown = [question(prompts[row]) for row in keep]
     models = [column for column in table.column_names if _is_outcome(column, str(table.schema.field(column).type))]
@@ -204,9 +232,10 @@ def _long(
     group: str | None,
     keep: Callable[[dict[str, object]], bool] = lambda row: True,
 ) -> Source:
-    leaked = _leaked(data, name)
+    leaks = _leaks(data, name)
     rows = [row for row in pq.read_table(data / f"{name}.parquet").to_pylist() if row["prompt"] and keep(row)]
-    rows = [row for row in rows if row["prompt"] not in leaked and row[value] is not None]
+    repeated = {prompt for prompt in {row["prompt"] for row in rows} if leaks(prompt)}
+    rows = [row for row in rows if row["prompt"] not in repeated and row[value] is not None]
     index: dict[tuple[object, object], int] = {}
     prompts: list[str] = []
     groups: list[str] = []

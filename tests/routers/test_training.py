@@ -18,6 +18,18 @@ def test_no_benchmark_prompt_is_trained_on(data: Path) -> None:
     assert not banned & set(training_data.votes(data).prompts)
 
 
+def test_no_question_of_a_benchmark_is_trained_on_with_other_choices(data: Path) -> None:
+    asked = {training_data.stem(prompt) for prompt in training_data.benchmark_prompts(data)}
+    for source in training_data.sources(data):
+        assert not asked & {training_data.stem(prompt) for prompt in source.prompts}, source.name
+
+
+def test_a_question_is_the_same_whatever_choices_and_punctuation_it_has() -> None:
+    first, second = "Who was the first American in space?\nA. Glenn\nB. Shepard", "who was the first american in space"
+    assert training_data.stem(first) == training_data.stem(second)
+    assert training_data.stem("Which?\nA. One") != training_data.stem("Which?\nA. Two")
+
+
 def test_nothing_whose_licence_forbids_shipping_is_trained_on(data: Path) -> None:
     trained = {source.name for source in training_data.sources(data)}
     assert not trained & {"alpaca_eval", "routerbench_0shot_partial", "code_humaneval_mbpp_plus"}

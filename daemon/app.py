@@ -9,11 +9,16 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from daemon.api import dashboard, openapi
-from daemon.api.completion import error_object
+from daemon.api.anthropic import Anthropic, name_request
+from daemon.api.catalogue import Catalogue
 from daemon.api.control import Control
+from daemon.api.embeddings import Embeddings
 from daemon.api.errors import ApiError
 from daemon.api.history import History
+from daemon.api.ollama import Ollama
 from daemon.api.openai import OpenAI
+from daemon.api.sharing import Sharing
+from daemon.api.wires import error_response
 from daemon.config import Settings
 from daemon.dispatcher import Dispatcher
 from daemon.guard import Guard
@@ -38,12 +43,23 @@ def build(
         handler_args={"max_field_size": HEADER_BYTES, "max_line_size": HEADER_BYTES},
     )
     app.on_response_prepare.append(guard.grant)
+    app.on_response_prepare.append(name_request)
     app.on_response_prepare.append(partial(_tell_privacy, workers))
-    app.add_routes(OpenAI(Dispatcher(settings, workers, scorer, ledger), settings.routing).routes())
+    dispatcher = Dispatcher(settings, workers, scorer, ledger)
+    catalogue = Catalogue(settings.cloud, workers, scorer)
+    for wire in (
+        OpenAI(dispatcher, settings.routing),
+        Embeddings(scorer),
+        catalogue,
+        Anthropic(dispatcher, settings.routing),
+        Ollama(dispatcher, settings.routing, scorer, catalogue),
+    ):
+        app.add_routes(wire.routes())
     app.add_routes(dashboard.Dashboard().routes())
     app.router.add_get("/openapi.json", openapi.serve)
     control = Control(settings, workers, scorer)
     app.add_routes(control.routes())
+    app.add_routes(Sharing(settings.routing, workers, scorer, ledger).routes())
     history = History(ledger, control)
     app.add_routes(history.routes())
     app.on_shutdown.append(history.close)
@@ -57,17 +73,21 @@ async def _tell_privacy(workers: Workers, _: web.Request, response: web.StreamRe
 
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error as OpenAI's error object on one line, with nothing about the inside of upcall."""
+    """Every error in one line, as the wire format has it, with nothing about the inside of upcall."""
     try:
         return await handler(request)
     except ApiError as error:
-        return _response(error)
+        told = error
     except web.HTTPRequestEntityTooLarge:
         limit = request.app._client_max_size
-        return _response(ApiError(413, f"The body is larger than {limit} bytes (server.max_body_bytes)."))
+        return error_response(
+            request.path, ApiError(413, f"The body is larger than {limit} bytes (server.max_body_bytes).")
+        )
     except web.HTTPException as error:
         known = ", ".join(sorted({route.resource.canonical for route in request.app.router.routes() if route.resource}))
-        return _response(ApiError(error.status, f"{request.method} {request.path}: {error.reason}. There is: {known}."))
+        return error_response(
+            request.path, ApiError(error.status, f"{request.method} {request.path}: {error.reason}. There is: {known}.")
+        )
     except ConnectionError:
         raise
     except Exception as error:
@@ -75,8 +95,5 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         place = traceback.extract_tb(error.__traceback__)[-1]
         kind = type(error).__name__
         log.error("%s %s ended by a %s at %s:%s", request.method, request.path, kind, place.filename, place.lineno)
-        return _response(ApiError(500, "upcall failed on this request; its log names the place."))
-
-
-def _response(error: ApiError) -> web.Response:
-    return web.json_response(error_object(error), status=error.status, headers=error.headers)
+        told = ApiError(500, "upcall failed on this request; its log names the place.")
+    return error_response(request.path, told)

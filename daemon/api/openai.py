@@ -156,7 +156,6 @@ class OpenAI:
         return [
             web.post("/v1/chat/completions", self.chat_completions),
             web.post("/v1/route", self.route),
-            web.get("/v1/models", self.models),
         ]
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
@@ -173,11 +172,6 @@ class OpenAI:
             raise undecided(error) from None
         id = new_request_id()
         return web.json_response(explanation(chosen, id), headers=headers(chosen, id, ask.warning))
-
-    async def models(self, _: web.Request) -> web.Response:
-        names = ("auto", "local", "cloud")
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "upcall"} for name in names]
-        return web.json_response({"object": "list", "data": data})
 
     async def _read(self, request: web.Request) -> tuple[ChatBody, ChatRequest, Asked]:
         body, raw, wishes = await read(request, ChatBody)

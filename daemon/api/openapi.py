@@ -5,7 +5,10 @@ from typing import Any
 
 from aiohttp import web
 
+from daemon.api import ollama_request as ollama
+from daemon.api.anthropic_request import CountBody, MessagesBody
 from daemon.api.control import PrivacyBody
+from daemon.api.embeddings import EmbeddingsBody
 from daemon.api.history import PARAMETERS
 from daemon.api.openai import ChatBody
 from daemon.api.wish import WISHES
@@ -50,7 +53,13 @@ def document() -> dict[str, Any]:
                 "post": _operation("Answer a chat, as OpenAI does", **chat, stream=True),
             },
             "/v1/route": {"post": _operation("The decision that this chat would get, without an answer", **chat)},
-            "/v1/models": {"get": _operation("The model names that a request may carry")},
+            "/v1/embeddings": {
+                "post": _operation("Vectors of texts, as OpenAI does", requestBody=_body(EmbeddingsBody, schemas))
+            },
+            "/v1/models": {"get": _operation("The model names that a request may carry, and what each can do")},
+            "/v1/models/{id}": {"get": _operation("One of the models", parameters=ID)},
+            **_anthropic(schemas),
+            **_ollama(schemas),
             "/healthz": {"get": _operation("How upcall and its parts do")},
             "/upcall/privacy": {"put": _operation("Switch privacy mode", **switch)},
             "/upcall/stats": {"get": _operation("What requests came to today, in 7 days and this month")},
@@ -63,6 +72,43 @@ def document() -> dict[str, Any]:
         },
         "components": {"schemas": schemas, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
         "security": [{}, {"token": []}],
+    }
+
+
+def _anthropic(schemas: dict[str, Any]) -> dict[str, Any]:
+    messages, count = (_body(model, schemas, "Anthropic") for model in (MessagesBody, CountBody))
+    return {
+        "/v1/messages": {
+            "post": _operation(
+                "Answer a conversation, as Anthropic does", requestBody=messages, parameters=_headers(), stream=True
+            )
+        },
+        "/v1/messages/count_tokens": {
+            "post": _operation("Tokens of a conversation, by the local model's tokenizer", requestBody=count)
+        },
+    }
+
+
+def _ollama(schemas: dict[str, Any]) -> dict[str, Any]:
+    summaries = {
+        "chat": ("Answer a conversation, as Ollama does", ollama.ChatBody),
+        "generate": ("Answer a prompt, as Ollama does", ollama.GenerateBody),
+        "embed": ("Vectors of texts, as Ollama does", ollama.EmbedBody),
+        "embeddings": ("The vector of a text, as Ollama did before", ollama.EmbeddingsBody),
+        "show": ("What a model can do, as Ollama does", ollama.ShowBody),
+    }
+    posts = {
+        f"/api/{verb}": {"post": _operation(summary, requestBody=_body(model, schemas, "Ollama"))}
+        for verb, (summary, model) in summaries.items()
+    }
+    refused = {f"/api/{verb}": {"post": _operation("Refused")} for verb in ("pull", "push", "create", "copy")}
+    return {
+        **posts,
+        **refused,
+        "/api/delete": {"delete": _operation("Refused")},
+        "/api/tags": {"get": _operation("The models, as Ollama lists them")},
+        "/api/ps": {"get": _operation("The model that is loaded, as Ollama says it")},
+        "/api/version": {"get": _operation("The release of Ollama whose API this is")},
     }
 
 
@@ -81,13 +127,14 @@ def _operation(summary: str, *, stream: bool = False, **more: Any) -> dict[str, 
     }
 
 
-def _body(model: Any, schemas: dict[str, Any]) -> dict[str, Any]:
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas.update(schema.pop("$defs", {}))
-    schemas[model.__name__] = schema
+def _body(model: Any, schemas: dict[str, Any], wire: str = "") -> dict[str, Any]:
+    """`wire` tells apart what two wire formats call by the same name."""
+    schema = model.model_json_schema(ref_template=f"#/components/schemas/{wire}{{model}}")
+    schemas.update({f"{wire}{name}": inner for name, inner in schema.pop("$defs", {}).items()})
+    schemas[f"{wire}{model.__name__}"] = schema
     return {
         "required": True,
-        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}},
+        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{wire}{model.__name__}"}}},
     }
 
 

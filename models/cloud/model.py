@@ -4,20 +4,26 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from any_llm import AnyLLM
-from any_llm.types.completion import ChatCompletionChunk
+from any_llm.providers.anthropic.base import BaseAnthropicProvider
 
 from models.cloud.answer import Answer
 from models.cloud.breaker import Breaker
 from models.cloud.failures import CloudError, broke_off, explain
+from models.cloud.messages import MessageAnswer, messages
+from models.cloud.messages import arguments as verbatim
 from models.cloud.providers import arguments, connect
 from models.cloud.retry import RetryPolicy
 from models.cloud.settings import CloudSettings
 from models.interface import ChatRequest, Event, Failure, FailureCode, ModelStatus
 
 T = TypeVar("T")
+
+Ask: TypeAlias = Callable[[], Awaitable[AsyncIterator[Any]]]
+"""Sends the request once; gives the pieces of the answer."""
 
 _TOKENS_PER_MESSAGE: Final = 16
 _TOKENS_PER_IMAGE: Final = 6000
@@ -43,11 +49,10 @@ class CloudModel:
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         deadline = time.monotonic() + self._settings.total_timeout
-        answer = Answer(request.n)
         try:
             provider = await self._connected()
-            sent = arguments(self._settings, request, provider)
-            chunk, rest = await self._begin(provider, sent, request, deadline)
+            answer, ask = self._asking(provider, request)
+            chunk, rest = await self._begin(ask, request, deadline)
         except CloudError as error:
             yield error.failure
             return
@@ -78,6 +83,14 @@ class CloudModel:
         elif failure is not None:
             self._breaker.failed(failure)
             yield failure
+
+    def _asking(self, provider: AnyLLM, request: ChatRequest) -> tuple[Answer | MessageAnswer, Ask]:
+        """What reads the answer, and what asks for it. Raises ValueError for what the provider cannot be asked."""
+        if request.verbatim is not None and isinstance(provider, BaseAnthropicProvider):
+            body = verbatim(self._settings, request.verbatim)
+            return MessageAnswer(), partial(messages, _client(provider), body)
+        sent = arguments(self._settings, request, provider)
+        return Answer(request.n), partial(_chunks, provider, sent)
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """An upper bound, not a count: no token is shorter than a byte. English text has about four bytes in each."""
@@ -127,9 +140,7 @@ class CloudModel:
         except LookupError as error:
             raise CloudError(Failure(FailureCode.NO_KEY, str(error))) from None
 
-    async def _begin(
-        self, provider: AnyLLM, sent: Mapping[str, Any], request: ChatRequest, deadline: float
-    ) -> tuple[ChatCompletionChunk | None, AsyncIterator[ChatCompletionChunk]]:
+    async def _begin(self, ask: Ask, request: ChatRequest, deadline: float) -> tuple[Any, AsyncIterator[Any]]:
         """The first chunk and the rest of an answer, after as many tries as the retry policy allows."""
         tries = 0
         while True:
@@ -137,7 +148,7 @@ class CloudModel:
                 raise CloudError(refusal)
             tries += 1
             try:
-                return await self._try(provider, sent, request, deadline)
+                return await self._try(ask, request, deadline)
             except CloudError as error:
                 self._breaker.failed(error.failure)
                 self._key_refused |= error.failure.code is FailureCode.AUTHENTICATION
@@ -150,14 +161,12 @@ class CloudModel:
                 raise
             await asyncio.sleep(pause)
 
-    async def _try(
-        self, provider: AnyLLM, sent: Mapping[str, Any], request: ChatRequest, deadline: float
-    ) -> tuple[ChatCompletionChunk | None, AsyncIterator[ChatCompletionChunk]]:
+    async def _try(self, ask: Ask, request: ChatRequest, deadline: float) -> tuple[Any, AsyncIterator[Any]]:
         stream: Any = None
 
-        async def first() -> ChatCompletionChunk | None:
+        async def first() -> Any:
             nonlocal stream
-            stream = aiter(await provider.acompletion(**sent))
+            stream = await ask()
             return await anext(stream, None)
 
         try:
@@ -170,9 +179,7 @@ class CloudModel:
             raise explain(error, self._settings, request) from None
         return chunk, stream
 
-    async def _next(
-        self, stream: AsyncIterator[ChatCompletionChunk], request: ChatRequest, deadline: float
-    ) -> ChatCompletionChunk | None:
+    async def _next(self, stream: AsyncIterator[Any], request: ChatRequest, deadline: float) -> Any:
         try:
             return await self._within(
                 anext(stream, None), self._settings.chunk_timeout, "go on with its answer", deadline
@@ -196,6 +203,10 @@ class CloudModel:
                 raise
             message = f"{self._settings.name} did not {what}; try again, or raise its timeouts."
             raise CloudError(Failure(FailureCode.TIMEOUT, message)) from None
+
+
+async def _chunks(provider: AnyLLM, sent: Mapping[str, Any]) -> AsyncIterator[Any]:
+    return aiter(cast("AsyncIterator[Any]", await provider.acompletion(**sent)))
 
 
 def _client(provider: AnyLLM) -> Any:

@@ -1,0 +1,104 @@
+"""Anthropic's format spoken with Anthropic: the request as its client sent it, the answer without a translation."""
+
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from typing import Any, Final, Literal, TypeAlias
+
+from anthropic import AsyncAnthropic
+from anthropic.types import RawMessageStreamEvent
+
+from models.cloud.settings import CloudSettings
+from models.interface import Event, Finish, Native, TextDelta, ToolCallDelta, Usage, Verbatim
+
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter"]
+_FINISH: Final[dict[str, FinishReason]] = {
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+
+
+def arguments(settings: CloudSettings, request: Verbatim) -> dict[str, Any]:
+    """The keyword arguments of `messages`. What is in `extra_body` goes out as it is and wins over the others."""
+    body = {name: value for name, value in request.body.items() if name not in settings.unsupported}
+    if settings.defaults.get("reasoning_effort") == "none":
+        body.setdefault("thinking", {"type": "disabled"})
+    body |= {"model": settings.model, "stream": True}
+    return {"extra_body": body, "extra_headers": dict(request.headers)}
+
+
+async def messages(client: AsyncAnthropic, sent: Mapping[str, Any]) -> AsyncGenerator[RawMessageStreamEvent, None]:
+    """Ask, and give the events of the answer."""
+
+    async def events() -> AsyncGenerator[RawMessageStreamEvent, None]:
+        async with stream:
+            async for event in stream:
+                yield event
+
+    stream = await client.messages.create(model="", messages=[], max_tokens=1, stream=True, **sent)
+    return events()
+
+
+class MessageAnswer:
+    """Reads one answer, event by event."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, int] = {}
+        self._text_blocks = 0
+        self._silent: set[int] = set()
+        """Calls that have streamed no arguments yet."""
+        self._said: dict[str, Any] = {}
+        self.complete = False
+        """It said how it ended. A stream that ends before is cut, however cleanly."""
+
+    def read(self, event: RawMessageStreamEvent) -> Iterator[Event]:
+        """The events of one of Anthropic's; what has no name in canonical form comes as `Native`."""
+        match event.type:
+            case "message_start":
+                self._said = event.message.usage.to_dict()
+            case "content_block_start":
+                yield from self._begin(event.index, event.content_block)
+            case "content_block_delta":
+                yield from self._go_on(event.index, event.delta)
+            case "content_block_stop" if event.index in self._silent:
+                yield ToolCallDelta(self._calls[event.index], "{}")
+            case "message_delta":
+                self._said |= {name: value for name, value in event.usage.to_dict().items() if value is not None}
+                if not self.complete and (reason := event.delta.stop_reason) is not None:
+                    self.complete = True
+                    yield Native({**event.to_dict(), "usage": self._said})
+                    yield Finish(_FINISH.get(reason, "stop"), stop=event.delta.stop_sequence)
+
+    @property
+    def usage(self) -> Usage | None:
+        """What Anthropic says it counted, the cache's tokens with the prompt's as in OpenAI's usage."""
+        if not self._said:
+            return None
+        read, written = (self._said.get(f"cache_{what}_input_tokens") or 0 for what in ("read", "creation"))
+        prompt = (self._said.get("input_tokens") or 0) + read + written
+        return Usage(prompt, self._said.get("output_tokens") or 0, read)
+
+    def _begin(self, index: int, block: Any) -> Iterator[Event]:
+        if block.type == "text":
+            self._text_blocks += 1
+            if self._text_blocks > 1:
+                # Citations divide an answer into many blocks of text.
+                yield Native({"type": "content_block_start", "content_block": {"type": "text", "text": ""}})
+            if block.text:
+                yield TextDelta(block.text)
+        elif block.type == "tool_use":
+            self._calls[index] = len(self._calls)
+            self._silent.add(index)
+            yield ToolCallDelta(self._calls[index], "", block.id, block.name)
+        else:
+            yield Native({"type": "content_block_start", "content_block": block.to_dict()})
+
+    def _go_on(self, index: int, delta: Any) -> Iterator[Event]:
+        if delta.type == "text_delta":
+            yield TextDelta(delta.text)
+        elif delta.type == "input_json_delta" and index in self._calls:
+            if delta.partial_json:
+                self._silent.discard(index)
+            yield ToolCallDelta(self._calls[index], delta.partial_json)
+        else:
+            yield Native({"type": "content_block_delta", "delta": delta.to_dict()})

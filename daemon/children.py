@@ -89,13 +89,16 @@ class Children:
         if worker := self._workers.pop("cloud", None):
             self._retired.add(worker)
 
-    def kill_cloud(self) -> None:
-        """Not asked to end but killed: what is on its way up is to stop here and now."""
-        for worker in self._retired:
-            worker.process.kill()
-        if cloud := self._workers.pop("cloud", None):
-            cloud.process.kill()
-            self._tell(WorkerDown("cloud", self._forbidden("cloud")))
+    def kill_forbidden(self) -> None:
+        """Not asked to end but killed: what is on its way out is to stop here and now."""
+        for name in self._failures:
+            if not (why := self._forbidden(name)):
+                continue
+            for worker in self._retired if name == "cloud" else ():
+                worker.process.kill()
+            if now := self._workers.pop(name, None):
+                now.process.kill()
+                self._tell(WorkerDown(name, why))
 
     async def stop(self) -> None:
         """End every child, and start none again."""
@@ -109,7 +112,8 @@ class Children:
         if why := self._forbidden(name):
             self._tell(WorkerDown(name, why))
             return
-        if name == "local":
+        role = "remote" if name == "local" and self.settings.local.endpoint else name
+        if role == "local":
             try:
                 # In a thread: a file that was never verified is hashed first.
                 await asyncio.to_thread(resolve.local, self.settings.local, self._store)
@@ -118,11 +122,11 @@ class Children:
                 return
         ours, theirs = socket.socketpair()
         with theirs:
-            if name == "local":
-                process = await self._child("daemon.worker", [theirs], name, env=_harmless_environment(), stdout=PIPE)
+            if role == "local":
+                process = await self._child("daemon.worker", [theirs], role, env=_harmless_environment(), stdout=PIPE)
                 self._tasks.start(self._hear_confinement(name, process))
             else:
-                process = await self._child("daemon.worker", [theirs], name)
+                process = await self._child("daemon.worker", [theirs], role)
         if why := self._forbidden(name):
             # It was forbidden while the process was being made.
             process.kill()

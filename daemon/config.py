@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -96,6 +97,24 @@ class Local(Section):
     """Niceness of the local model's process, so that routing and the desktop stay quick while it computes."""
     trust_template: bool = False
     """Use the chat template inside a GGUF file that upcall has no template of its own for."""
+    endpoint: str | None = None
+    """URL of an OpenAI-compatible server in the place of a file, such as `http://192.168.1.20:8000/v1`; `model` is then
+    the name that it knows the model by, and `context_length` holds where it names none."""
+    key: str = "none"
+    """Name of the endpoint's API key in the keyring; `none` for one without."""
+    on_premises: bool = False
+    """Count the endpoint as part of this machine, so that privacy mode lets prompts go there."""
+
+    @model_validator(mode="after")
+    def _endpoint_is_complete(self) -> "Local":
+        if self.endpoint is None:
+            return self
+        parts = urlsplit(self.endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"endpoint {self.endpoint!r} is no http or https URL, such as http://192.168.1.20:8000/v1")
+        if self.model == "auto":
+            raise ValueError(f"set local.model to the name that {self.endpoint} knows the model by")
+        return self
 
 
 class Timeouts(Section):

@@ -53,6 +53,9 @@ def _weak_model(settings: Settings) -> Iterator[Finding]:
     from models.llama.errors import LoadError
     from models.llama.fit import fit
 
+    if settings.local.endpoint:
+        yield _endpoint(settings)
+        return
     try:
         llama = resolve.local(settings.local, Store())
     except StoreError as error:
@@ -64,6 +67,23 @@ def _weak_model(settings: Settings) -> Iterator[Finding]:
             yield Finding("fit", "ok", reason)
     except LoadError as error:
         yield Finding("fit", "bad", str(error))
+
+
+def _endpoint(settings: Settings) -> Finding:
+    import asyncio
+
+    from models.remote import RemoteModel
+
+    local = settings.local
+    if privacy.is_on(settings) and not local.on_premises:
+        text = (
+            f"privacy mode is on, and {local.endpoint} is another machine; set local.on_premises = true if it is yours"
+        )
+        return Finding("local model", "bad", text)
+    status = asyncio.run(RemoteModel(resolve.remote(local), keys.find).status())
+    if status.state == "failed":
+        return Finding("local model", "bad", f"{status.detail} (local.endpoint)")
+    return Finding("local model", "ok", f"{status.name} {status.detail}, {status.context_length} tokens of context")
 
 
 def _router(settings: Settings) -> Iterator[Finding]:

@@ -15,9 +15,11 @@ PREFERRED = ("llama3-8b", "smollm2-135m")
 def local(settings: Local, store: Store) -> LlamaSettings:
     """Raises `StoreError`, `NotPulled` among them, where the model's file is not there or not what it should be."""
     path, name = _file(settings.model, store)
+    known = {entry.name: entry.sha256 for entry in store.entries()}
     return LlamaSettings(
         path=str(path),
         name=name,
+        sha256=known.get(name, "") if path.parent == store.root else "",
         context_length=settings.context_length,
         slots=settings.slots,
         threads=settings.threads,
@@ -43,6 +45,20 @@ def _file(model: str, store: Store) -> tuple[Path, str]:
         except NotPulled:
             continue
     return store.path(PREFERRED[-1]), PREFERRED[-1]
+
+
+def remote(settings: Local) -> CloudSettings:
+    """The server that takes the local engine's place, where `settings` name an endpoint."""
+    return CloudSettings(
+        name=settings.model,
+        provider="openai",
+        model=settings.model,
+        base_url=settings.endpoint,
+        key_name=None if settings.key == "none" else settings.key,
+        max_retries=1,
+        defaults={"max_tokens": settings.max_tokens},
+        context_length=settings.context_length,
+    )
 
 
 def cloud(settings: Cloud) -> CloudSettings:

@@ -106,7 +106,14 @@ class Supervisor:
 
     def _forbidden(self, name: WorkerName) -> str:
         """Why a worker may not exist now; empty where it may."""
-        return "privacy mode is on" if name == "cloud" and self._standing.privacy else ""
+        local = self._settings.local
+        if not self._standing.privacy or (name == "local" and (not local.endpoint or local.on_premises)):
+            return ""
+        if name == "cloud":
+            return "privacy mode is on"
+        return (
+            f"privacy mode is on, and {local.endpoint} is another machine; set local.on_premises = true if it is yours"
+        )
 
     def _note_confinement(self, name: str, confinement: Confinement) -> None:
         self._stand(confined={**self._standing.confined, name: confinement})
@@ -162,8 +169,7 @@ class Supervisor:
                 log.error("%s; until the next start, which will be refused, only upcall itself keeps it", refusal)
         else:
             self._stand()
-        if self._standing.privacy:
-            self._children.kill_cloud()
+        self._children.kill_forbidden()
 
     async def _ask_for_beats(self) -> None:
         """Feed systemd's watchdog with what the gateway's event loop sends back, and with nothing else."""
@@ -199,8 +205,7 @@ class Supervisor:
         if settings.cloud != before.cloud:
             self._children.retire_cloud()
         self._stand(privacy=privacy.is_on(settings), pinned=settings.privacy.mode)
-        if self._standing.privacy:
-            self._children.kill_cloud()
+        self._children.kill_forbidden()
         self._tasks.start(self._look_for_key())
         self._tasks.start(self._look_up_price())
         log.info("the settings were reloaded")

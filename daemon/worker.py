@@ -1,4 +1,4 @@
-"""A process that hosts one model: `python -m daemon.worker FD local|cloud`, with the settings on standard input.
+"""A process that hosts one model: `python -m daemon.worker FD local|remote|cloud`, with the settings on standard input.
 
 The local one first writes a line on standard output: its `Confinement`, as JSON.
 """
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 async def _host(settings: Settings, sock: socket.socket, name: str) -> None:
-    model = _cloud(settings) if name == "cloud" else _local(settings)
+    model = {"local": _local, "remote": _remote, "cloud": _cloud}[name](settings)
     serving = asyncio.create_task(serve(sock, model))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
     await asyncio.wait([serving])
@@ -46,6 +46,14 @@ def _local(settings: Settings) -> ChatModel:
     from models.llama.model import LlamaModel
 
     return LlamaModel(llama)
+
+
+def _remote(settings: Settings) -> ChatModel:
+    from daemon.keys import find
+    from models.remote import RemoteModel
+
+    forbid_dumps()
+    return RemoteModel(resolve.remote(settings.local), find)
 
 
 def _cloud(settings: Settings) -> ChatModel:

@@ -1,5 +1,7 @@
 """Fixtures that start daemons."""
 
+import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -63,3 +65,37 @@ def escalating(start_daemon: StartDaemon, tmp_path: Path) -> Escalating:
         )
 
     return start
+
+
+@pytest.fixture
+def targets(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """Something worth reaching behind every attempt of `hostile.attack`."""
+    for name in ("home", "models"):
+        (tmp_path / name).mkdir()
+    for name in ("key", "models/weak.gguf", "models/other.gguf"):
+        (tmp_path / name).write_text("secret")
+    with ExitStack() as stack:
+        port = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        for address, kind in (
+            (str(tmp_path / "bus"), socket.SOCK_STREAM),
+            (str(tmp_path / "notify"), socket.SOCK_DGRAM),
+            (f"\0{tmp_path}", socket.SOCK_STREAM),
+        ):
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+            sock.bind(address)
+            if kind is socket.SOCK_STREAM:
+                sock.listen()
+        victim = stack.enter_context(subprocess.Popen(["/bin/sleep", "600"], stdin=subprocess.DEVNULL))
+        stack.callback(victim.kill)
+        yield {
+            "port": port.getsockname()[1],
+            "unix_socket": str(tmp_path / "bus"),
+            "unix_datagrams": str(tmp_path / "notify"),
+            "abstract_socket": str(tmp_path),
+            "key": str(tmp_path / "key"),
+            "model": str(tmp_path / "models/weak.gguf"),
+            "other_model": str(tmp_path / "models/other.gguf"),
+            "home": str(tmp_path / "home"),
+            "victim": victim.pid,
+        }
+    Path("/tmp", f"leak-{victim.pid}").unlink(missing_ok=True)

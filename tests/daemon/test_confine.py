@@ -9,7 +9,6 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,46 +20,12 @@ from daemon.confine import kernel, seccomp
 from tests.conftest import Require
 from tests.daemon.conftest import Escalating, StartDaemon
 from tests.daemon.harness import UPCALL, client, running_daemon, user_environment, wait_until
+from tests.daemon.planted import HOSTILE, planted, reports
 from tests.emulators.servers import KEY, Emulator
 
-HOSTILE = Path(__file__).with_name("hostile.py")
 WITHOUT = Path(__file__).with_name("without.py")
 HELLO: Any = [{"role": "user", "content": "hello"}]
 CONFINED = ("gateway", "local")
-
-
-@pytest.fixture
-def targets(tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """Something worth reaching behind every attempt of `hostile.attack`."""
-    for name in ("home", "models"):
-        (tmp_path / name).mkdir()
-    for name in ("key", "models/weak.gguf", "models/other.gguf"):
-        (tmp_path / name).write_text("secret")
-    with contextlib.ExitStack() as stack:
-        port = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        for address, kind in (
-            (str(tmp_path / "bus"), socket.SOCK_STREAM),
-            (str(tmp_path / "notify"), socket.SOCK_DGRAM),
-            (f"\0{tmp_path}", socket.SOCK_STREAM),
-        ):
-            sock = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
-            sock.bind(address)
-            if kind is socket.SOCK_STREAM:
-                sock.listen()
-        victim = stack.enter_context(subprocess.Popen(["/bin/sleep", "600"], stdin=subprocess.DEVNULL))
-        stack.callback(victim.kill)
-        yield {
-            "port": port.getsockname()[1],
-            "unix_socket": str(tmp_path / "bus"),
-            "unix_datagrams": str(tmp_path / "notify"),
-            "abstract_socket": str(tmp_path),
-            "key": str(tmp_path / "key"),
-            "model": str(tmp_path / "models/weak.gguf"),
-            "other_model": str(tmp_path / "models/other.gguf"),
-            "home": str(tmp_path / "home"),
-            "victim": victim.pid,
-        }
-    Path("/tmp", f"leak-{victim.pid}").unlink(missing_ok=True)
 
 
 def attacked(role: str, targets: dict[str, Any], tmp_path: Path) -> dict[str, bool]:
@@ -95,48 +60,16 @@ def test_code_inside_the_running_processes_reaches_nothing(
 ) -> None:
     """The same attempts, by code that waits for a signal inside the very processes that serve."""
     require(_landlock(), "needs a kernel with Landlock")
-    (tmp_path / "planted").mkdir()
-    (tmp_path / "planted" / "sitecustomize.py").write_text(PLANTED)
-    planted = {"PATH": tmp_path / "planted", "HOSTILE": HOSTILE.read_text(), "TARGETS": json.dumps(targets)}
-    wrapper = ["env", *(f"PYTHON{name}={value}" for name, value in planted.items())]
-    with running_daemon(tmp_path, models_ready, {}, wrapper=wrapper) as daemon:
+    with running_daemon(tmp_path, models_ready, {}, wrapper=planted(tmp_path, targets)) as daemon:
         wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "ready")
         for count, role in enumerate(("local", "gateway"), 1):
             daemon.children(role)[0].send_signal(signal.SIGUSR1)
-            wait_until(lambda count=count: len(_reports(tmp_path)) == count)
+            wait_until(lambda count=count: len(reports(tmp_path)) == count)
 
-    assert [bool(listeners) for listeners, _ in _reports(tmp_path)] == [False, True]
-    for _, outcome in _reports(tmp_path):
+    assert [bool(listeners) for listeners, _ in reports(tmp_path)] == [False, True]
+    for _, outcome in reports(tmp_path):
         assert len(outcome) > 20
         assert [name for name, succeeded in outcome.items() if succeeded] == []
-
-
-def _reports(home: Path) -> list[tuple[int, dict[str, bool]]]:
-    """What the planted code has written: how many listeners its process had, and how its attempts went."""
-    return [json.loads(line) for line in re.findall(r"^ATTACKED (.*)\n", (home / "log").read_text(), re.M)]
-
-
-PLANTED = """
-import signal
-
-def hostile(*_):
-    import json, os, socket, sys
-    space = {"__name__": "hostile"}
-    exec(os.environ["PYTHONHOSTILE"], space)
-    listeners = []
-    for fd in range(3, 256):
-        try:
-            with socket.socket(fileno=os.dup(fd)) as sock:
-                if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    listeners.append(fd)
-        except OSError:
-            pass
-    targets = {**json.loads(os.environ["PYTHONTARGETS"]), "listeners": listeners or [-1]}
-    print("\\nATTACKED", json.dumps([len(listeners), space["attack"](targets)]), file=sys.stderr, flush=True)
-
-signal.signal(signal.SIGUSR1, hostile)
-"""
-"""Imported by every Python that finds it on its path; the environment that upcall hands on keeps names with PYTHON."""
 
 
 def test_every_layer_holds_the_processes_that_see_prompts(start_daemon: StartDaemon, require: Require) -> None:

@@ -106,11 +106,16 @@ class Upstream:
     calls: list[Call] = field(default_factory=list)
     script: Script = answer
     url: str = ""
+    models: list[dict[str, Any]] = field(default_factory=list)
+    """What is listed under `/v1/models`."""
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a request has come."""
 
     def base_url(self, provider: str) -> str:
         return self.url if provider == "anthropic" else f"{self.url}/v1"
+
+    async def list_models(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": self.models})
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         headers = {name.lower(): value for name, value in request.headers.items()}
@@ -135,6 +140,7 @@ async def upstream() -> AsyncIterator[Upstream]:
 async def serving(context: ssl.SSLContext | None) -> AsyncIterator[Upstream]:
     server = Upstream()
     app = web.Application(client_max_size=2**27)
+    app.router.add_get("/v1/models", server.list_models)
     app.router.add_post("/{path:.*}", server.handle)
     # Off by default: but only a handler that is cancelled tells that the client left.
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)

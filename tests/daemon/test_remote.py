@@ -1,0 +1,146 @@
+"""A server on the network in the place of the local engine: another upcall, which speaks the same API for real."""
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from daemon.config import ConfigError, load
+from tests.conftest import Require
+from tests.daemon.harness import Daemon, client, running_daemon, wait_until
+from tests.daemon.planted import planted, reports
+from tests.emulators.upstream import Upstream
+
+HELLO: Any = [{"role": "user", "content": "hello"}]
+Pointing = Callable[..., Daemon]
+
+
+@pytest.fixture
+def pointing(tmp_path: Path, models_ready: Path) -> Iterator[Pointing]:
+    """`pointing(endpoint, SECTION__KEY="value", …)` starts a daemon without a model file of its own."""
+    with ExitStack() as stack:
+
+        def start(endpoint: str, wrapper: Any = (), credentials: Path | None = None, **settings: str) -> Daemon:
+            own = {"LOCAL__ENDPOINT": endpoint, "LOCAL__MODEL": "local", **settings}
+            (tmp_path / "near").mkdir()
+            return stack.enter_context(running_daemon(tmp_path / "near", None, own, credentials, wrapper))
+
+        yield start
+
+
+def say(daemon: Daemon, **more: Any) -> Any:
+    return client(daemon).chat.completions.create(model="local", messages=HELLO, max_tokens=3, **more)
+
+
+def test_prompts_are_answered_by_the_server_that_the_settings_name(pointing: Pointing, upcall: Daemon) -> None:
+    near = pointing(f"{upcall.url}/v1")
+    answer = say(near, temperature=0)
+
+    assert answer.choices[0].message.content == say(upcall, temperature=0).choices[0].message.content
+    assert (answer.usage.completion_tokens, answer.model) == (3, "local")
+    assert [chunk.choices[0].finish_reason for chunk in say(near, stream=True) if chunk.choices][-1] == "length"
+    status = near.call("GET", "/healthz")["local"]
+    assert (status["state"], status["detail"]) == ("ready", f"at {upcall.url}/v1")
+    assert near.children("remote")
+    assert f"ok   local model: local at {upcall.url}/v1, 8192 tokens" in near.cli("doctor").stdout
+
+
+def test_the_gateway_reaches_nothing_while_its_model_is_on_the_network(
+    pointing: Pointing, upcall: Daemon, targets: dict[str, Any], tmp_path: Path, require: Require
+) -> None:
+    near = pointing(f"{upcall.url}/v1", planted(tmp_path, targets))
+    assert say(near).choices
+    kernel = near.call("GET", "/healthz")["kernel"]
+    require("landlock" in kernel["gateway"], "needs a kernel with Landlock")
+    near.children("daemon.gateway")[0].send_signal(signal.SIGUSR1)
+    wait_until(lambda: reports(tmp_path / "near"))
+
+    ((listeners, outcome),) = reports(tmp_path / "near")
+    assert listeners
+    assert len(outcome) > 20
+    assert [name for name, succeeded in outcome.items() if succeeded] == []
+    assert kernel["barrier"] == "netns"
+
+
+def test_privacy_mode_keeps_prompts_from_another_machine_and_says_what_would_allow_it(
+    pointing: Pointing, upcall: Daemon
+) -> None:
+    near = pointing(f"{upcall.url}/v1")
+    assert say(near).choices
+    near.cli("privacy", "on")
+    with pytest.raises(openai.InternalServerError, match=r"set local\.on_premises = true if it is yours"):
+        say(near)
+
+    assert not near.children("remote")
+    assert near.call("GET", "/healthz")["local"]["state"] == "failed"
+    assert "bad  local model: privacy mode is on" in near.cli("doctor").stdout
+    near.cli("privacy", "off")
+    assert say(near).choices
+
+
+def test_an_endpoint_on_the_premises_answers_in_privacy_mode(pointing: Pointing, upcall: Daemon) -> None:
+    near = pointing(f"{upcall.url}/v1", LOCAL__ON_PREMISES="true", PRIVACY__MODE="true")
+
+    assert say(near).choices
+    assert near.call("GET", "/healthz")["kernel"]["barrier"] == "netns"
+
+
+def test_a_server_that_is_not_there_is_named_and_the_daemon_stays_up(pointing: Pointing) -> None:
+    near = pointing("http://127.0.0.1:9/v1")
+    with pytest.raises(openai.InternalServerError):
+        say(near)
+
+    status = near.call("GET", "/healthz")["local"]
+    assert status["state"] == "failed"
+    assert len(status["detail"].splitlines()) == 1
+    assert "bad  local model" in near.cli("doctor").stdout
+
+
+async def test_the_key_comes_from_the_keyring_and_the_context_from_the_server(
+    pointing: Pointing, upstream: Upstream, tmp_path: Path
+) -> None:
+    upstream.models = [{"id": "local", "object": "model", "created": 1, "owned_by": "me", "max_model_len": 12345}]
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials" / "lan").write_text("key-of-the-house")
+    start = asyncio.to_thread(pointing, f"{upstream.url}/v1", credentials=tmp_path / "credentials", LOCAL__KEY="lan")
+    near = await start
+    answer = await asyncio.to_thread(say, near)
+    status = (await asyncio.to_thread(near.call, "GET", "/healthz"))["local"]
+
+    assert answer.choices[0].message.content == "Hello"
+    assert upstream.calls[0].headers["authorization"] == "Bearer key-of-the-house"
+    assert status["context_length"] == 12345
+
+
+async def test_a_model_that_the_server_does_not_have_is_named_with_those_that_it_has(
+    pointing: Pointing, upstream: Upstream
+) -> None:
+    upstream.models = [{"id": "llama3", "object": "model", "created": 1, "owned_by": "me"}]
+    near = await asyncio.to_thread(pointing, f"{upstream.url}/v1")
+
+    def detail() -> str:
+        return str(near.call("GET", "/healthz")["local"]["detail"])
+
+    await asyncio.to_thread(wait_until, lambda: "set local.model to one of: llama3" in detail())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"endpoint": "192.168.1.20:8000", "model": "m"}, "no http or https URL"),
+        ({"endpoint": "http://192.168.1.20:8000/v1"}, "set local.model to the name"),
+    ],
+)
+def test_an_endpoint_that_cannot_work_is_refused_with_what_to_write(
+    settings: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[local]\n" + "".join(f'{name} = "{value}"\n' for name, value in settings.items()))
+
+    with pytest.raises(ConfigError, match=said):
+        load(file)

@@ -82,8 +82,8 @@ def held_out(data: Path) -> list[Source]:
 def votes(data: Path) -> Votes:
     """The arena's votes, without prompts of fewer than 16 characters (as RouteLLM) or of the benchmarks."""
     table = pq.read_table(data / "arena55k_subset.parquet")
-    leaks = _leaks(data, "arena55k_subset")
-    rows = [row for row in table.to_pylist() if row["prompt"] and len(row["prompt"]) >= 16 and not leaks(row["prompt"])]
+    leaked = leaks(data, "arena55k_subset")
+    rows = [row for row in table.to_pylist() if len(row["prompt"] or "") >= 16 and not leaked(row["prompt"])]
     value = {"model_a": 1.0, "model_b": 0.0, "tie": 0.5}
     tiers = {row[f"model_{side}"]: row[f"tier_{side}"] for row in rows for side in "ab"}
     return Votes(
@@ -129,8 +129,8 @@ def _solutions(data: Path) -> Source:
     calculations that the reference solution marks, half its length in sentences of fifteen words.
     """
     rows = [row for row in pq.read_table(data / "gsm8k_questions.parquet").to_pylist() if row["split"] == "train"]
-    leaks = _leaks(data, "gsm8k_questions")
-    rows = [row for row in rows if not leaks(row["question"])]
+    leaked = leaks(data, "gsm8k_questions")
+    rows = [row for row in rows if not leaked(row["question"])]
     steps = np.array(
         [max(row["answer"].count("<<"), 1) + len(row["answer"].split("####")[0].split()) / 15 for row in rows]
     )
@@ -164,7 +164,7 @@ _FRAMES = (
 )
 
 
-def _leaks(data: Path, name: str) -> Callable[[str], bool]:
+def leaks(data: Path, name: str) -> Callable[[str], bool]:
     """Whether a prompt of the file `name` repeats one of a benchmark: it was flagged, or asks the same question."""
     rows = pq.read_table(data / "leakage_flags.parquet", columns=["file", "prompt"]).to_pylist()
     flagged = {row["prompt"] for row in rows if row["file"] == f"{name}.parquet"}
@@ -198,13 +198,13 @@ def _wide(
     only: frozenset[str] | None = None,
 ) -> Source:
     table = pq.read_table(data / f"{name}.parquet")
-    leaks = _leaks(data, name)
+    leaked = leaks(data, name)
     prompts = table["prompt"].to_pylist()
     groups = table[group].to_pylist() if group else [name] * len(prompts)
     keep = [
         row
         for row, (prompt, part) in enumerate(zip(prompts, groups, strict=True))
-        if prompt and (only is None or part in only) and not leaks(prompt)
+        if prompt and (only is None or part in only) and not leaked(prompt)
     ]
     shown = [question(prompts[row]) for row in keep]
     models = [column for column in table.column_names if _is_outcome(column, str(table.schema.field(column).type))]
@@ -232,9 +232,9 @@ def _long(
     group: str | None,
     keep: Callable[[dict[str, object]], bool] = lambda row: True,
 ) -> Source:
-    leaks = _leaks(data, name)
+    leaked = leaks(data, name)
     rows = [row for row in pq.read_table(data / f"{name}.parquet").to_pylist() if row["prompt"] and keep(row)]
-    repeated = {prompt for prompt in {row["prompt"] for row in rows} if leaks(prompt)}
+    repeated = {prompt for prompt in {row["prompt"] for row in rows} if leaked(prompt)}
     rows = [row for row in rows if row["prompt"] not in repeated and row[value] is not None]
     index: dict[tuple[object, object], int] = {}
     prompts: list[str] = []

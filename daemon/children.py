@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import psutil
 from pydantic import TypeAdapter
 
 from daemon import resolve
@@ -99,6 +100,18 @@ class Children:
             if now := self._workers.pop(name, None):
                 now.process.kill()
                 self._tell(WorkerDown(name, why))
+
+    def resident(self) -> dict[str, int]:
+        """Bytes of memory that each process holds, this one among them."""
+        processes: dict[str, int] = {"supervisor": os.getpid()}
+        processes.update((name, worker.process.pid) for name, worker in self._workers.items())
+        if self.gateway:
+            processes["gateway"] = self.gateway.pid
+        held: dict[str, int] = {}
+        for name, pid in processes.items():
+            with contextlib.suppress(psutil.Error):  # it may be ending
+                held[name] = psutil.Process(pid).memory_info().rss
+        return held
 
     async def stop(self) -> None:
         """End every child, and start none again."""

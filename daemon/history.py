@@ -66,12 +66,14 @@ class History:
         return _record(rows[0])
 
     def stats(self, now: float | None = None) -> dict[str, Any]:
-        """What today, the last 7 days and this calendar month came to, and the last 24 hours one by one."""
+        """What today, the last 7 days and this calendar month came to, and the last 24 hours and 30 days one by one."""
         now = time.time() if now is None else now
         midnight = datetime.fromtimestamp(now).replace(hour=0, minute=0, second=0, microsecond=0)
         starts = {"today": midnight, "week": midnight - timedelta(days=6), "month": midnight.replace(day=1)}
         periods = {name: self._period(start.timestamp()) for name, start in starts.items()}
-        return {**periods, "hours": self._hours(now)}
+        hours = self._series((now // 3600 - 23) * 3600, 3600, 24)
+        days = self._series((midnight - timedelta(days=29)).timestamp(), 86400, 30)
+        return {**periods, "hours": hours, "days": days}
 
     def scores(self, router: str) -> list[float]:
         """Latest scores by `router`, `name@version`, as they were compared with a threshold; in no order."""
@@ -137,21 +139,25 @@ class History:
             "tokens_per_second": row["rate"],
         }
 
-    def _hours(self, now: float) -> list[dict[str, Any]]:
-        first = int(now // 3600) - 23
+    def _series(self, first: float, width: int, count: int) -> list[dict[str, Any]]:
+        """`count` sums over `width` seconds each, from the time `first` on."""
         rows = self._rows(
             """
-            SELECT CAST(time / 3600 AS INTEGER) AS hour, sum(route = 'local') AS local, sum(route = 'cloud') AS cloud,
-                total(cost_usd) AS cost_usd, total(saved_usd) AS saved_usd
-            FROM requests WHERE time >= ? AND route IS NOT NULL GROUP BY hour
+            SELECT CAST((time - ?) / ? AS INTEGER) AS slot,
+                sum(route = 'local' AND outcome IN ('ok', 'cancelled')) AS local,
+                sum(route = 'cloud' AND outcome IN ('ok', 'cancelled')) AS cloud,
+                sum(outcome NOT IN ('ok', 'cancelled')) AS failed, total(cost_usd) AS cost_usd,
+                total(saved_usd) AS saved_usd
+            FROM requests WHERE time >= ? AND route IS NOT NULL GROUP BY slot
             """,
-            first * 3600,
+            first,
+            width,
+            first,
         )
-        by_hour = {
-            row["hour"]: {name: row[name] for name in ("local", "cloud", "cost_usd", "saved_usd")} for row in rows
-        }
-        empty = {"local": 0, "cloud": 0, "cost_usd": 0.0, "saved_usd": 0.0}
-        return [{"start": hour * 3600, **by_hour.get(hour, empty)} for hour in range(first, first + 24)]
+        names = ("local", "cloud", "failed", "cost_usd", "saved_usd")
+        by_slot = {row["slot"]: {name: row[name] for name in names} for row in rows}
+        empty = {"local": 0, "cloud": 0, "failed": 0, "cost_usd": 0.0, "saved_usd": 0.0}
+        return [{"start": first + slot * width, **by_slot.get(slot, empty)} for slot in range(count)]
 
     def _rows(self, query: str, *values: object) -> list[sqlite3.Row]:
         try:

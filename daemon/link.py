@@ -42,6 +42,29 @@ class SetPrivacy:
 
 
 @dataclass(frozen=True, slots=True)
+class SetShare:
+    """The supervisor is to keep this share of prompts that may go up, and to reload."""
+
+    cloud_share: float
+    kind: Literal["set_share"] = "set_share"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """The supervisor is to answer with `Memory`."""
+
+    kind: Literal["measure"] = "measure"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the processes take, in bytes by their names."""
+
+    resident: dict[str, int]
+    kind: Literal["memory"] = "memory"
+
+
+@dataclass(frozen=True, slots=True)
 class CheckKey:
     """The supervisor is to look again whether there is a key, and to answer with `Standing`."""
 
@@ -113,7 +136,20 @@ class Beat:
 
 
 Message: TypeAlias = (
-    Listening | Want | SetPrivacy | CheckKey | WorkerUp | WorkerDown | Standing | Priced | Reload | Reloaded | Beat
+    Listening
+    | Want
+    | SetPrivacy
+    | SetShare
+    | CheckKey
+    | Measure
+    | Memory
+    | WorkerUp
+    | WorkerDown
+    | Standing
+    | Priced
+    | Reload
+    | Reloaded
+    | Beat
 )
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 

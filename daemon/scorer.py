@@ -19,8 +19,8 @@ from models.interface import Message
 from models.store import Store, StoreError
 
 if TYPE_CHECKING:
-    from routers.encoder import Encoder
     from routers.causal_llm import Reading
+    from routers.encoder import Encoder
     from routers.interface import Router
     from routers.knn import Neighbour
 
@@ -106,6 +106,13 @@ class Scorer:
             return await self._judged(self._judge, turns, threshold)
         return await self._in_thread(self._look, turns, name, threshold)
 
+    async def threshold(self, cloud_share: float) -> tuple[float | None, str | None]:
+        """Where the settings' router lets `cloud_share` of ordinary prompts go up, and its `name@version`.
+
+        Both are `None` where the router is not loaded.
+        """
+        return await self._in_thread(self._threshold, cloud_share)
+
     async def routers(self) -> Sequence[str]:
         """The names of all routers."""
         return await self._in_thread(self._names)
@@ -171,6 +178,19 @@ class Scorer:
         self._trouble(CAUSAL, "")
         self._readings[key] = Calibrated(found, threshold)
         return self._readings[key]
+
+    def _threshold(self, cloud_share: float) -> tuple[float | None, str | None]:
+        from routers.calibration import threshold_for_share
+
+        if self._routing.router == CAUSAL:
+            for judged in self._readings.values():
+                return judged.reading.calibration.threshold(cloud_share), f"{CAUSAL}@{judged.reading.version}"
+            return None, None
+        loaded = self._load(self._routing.router)
+        if loaded is None:
+            return None, None
+        label = f"{loaded.router.name}@{loaded.router.version}"
+        return threshold_for_share(self._routing.router, cloud_share), label
 
     def _names(self) -> Sequence[str]:
         from routers.registry import ROUTERS

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from daemon import keys, prices, privacy, resolve, systemd
+from daemon import keys, prices, privacy, resolve, share, systemd
 from daemon.children import Children, without_proxy
 from daemon.config import ConfigError, Settings
 from daemon.confine import Confinement, weakest
@@ -22,11 +22,14 @@ from daemon.link import (
     CheckKey,
     Link,
     Listening,
+    Measure,
+    Memory,
     Message,
     Priced,
     Reload,
     Reloaded,
     SetPrivacy,
+    SetShare,
     Standing,
     Want,
     WorkerName,
@@ -46,6 +49,7 @@ EXIT_UNENFORCED = 2
 class Supervisor:
     def __init__(self, settings: Settings, reread: Callable[[], Settings]) -> None:
         """`reread` gives the settings as they are now, for a reload; it may raise `ConfigError`."""
+        settings = share.applied(settings)
         self._settings = settings
         self._reread = reread
         self._link: Link | None = None
@@ -156,8 +160,12 @@ class Supervisor:
                 self._children.want(name)
             case SetPrivacy(on=on):
                 self._set_privacy(on)
+            case SetShare(cloud_share=cloud_share):
+                self._tasks.start(self._set_share(cloud_share))
             case CheckKey():
                 self._tasks.start(self._look_for_key())
+            case Measure():
+                self._tell(Memory(self._children.resident()))
             case _:
                 pass
 
@@ -170,6 +178,14 @@ class Supervisor:
         else:
             self._stand()
         self._children.kill_forbidden()
+
+    async def _set_share(self, cloud_share: float) -> None:
+        try:
+            share.remember(cloud_share, self._reread())
+        except (ConfigError, OSError) as error:
+            log.error("the share of prompts that may go up was not set: %s", error)
+            return
+        await self._reload()
 
     async def _ask_for_beats(self) -> None:
         """Feed systemd's watchdog with what the gateway's event loop sends back, and with nothing else."""
@@ -191,7 +207,7 @@ class Supervisor:
     async def _take_over_settings(self) -> str:
         """Serve by the settings as they are now; otherwise the reason why not, on one line."""
         try:
-            settings, left = takeover(self._settings, self._reread())
+            settings, left = takeover(self._settings, share.applied(self._reread()))
         except ConfigError as error:
             return "; ".join(str(error).splitlines())
         if refusal := self._unenforced(settings):
@@ -204,10 +220,10 @@ class Supervisor:
         set_up_logging(settings.log)
         if settings.cloud != before.cloud:
             self._children.retire_cloud()
+            self._tasks.start(self._look_up_price())
         self._stand(privacy=privacy.is_on(settings), pinned=settings.privacy.mode)
         self._children.kill_forbidden()
         self._tasks.start(self._look_for_key())
-        self._tasks.start(self._look_up_price())
         log.info("the settings were reloaded")
         if left:
             log.warning("%s changed, which a restart applies: systemctl --user restart upcall", ", ".join(left))

@@ -14,11 +14,14 @@ from daemon.link import (
     CheckKey,
     Link,
     Listening,
+    Measure,
+    Memory,
     Message,
     Priced,
     Reload,
     Reloaded,
     SetPrivacy,
+    SetShare,
     Standing,
     Want,
     WorkerDown,
@@ -56,6 +59,8 @@ class Workers:
         self._local = ModelStatus(name="local", state="failed")
         self._changed = asyncio.Condition()
         self._asked_key = 0.0
+        self._reload_waiters: list[asyncio.Future[str]] = []
+        self._memory: dict[str, int] = {}
         self._tasks = Tasks()
         self._link = Link(sock, self._on_message)
         self.supervisor_gone = asyncio.Event()
@@ -71,6 +76,10 @@ class Workers:
             if client := self._clients.pop("cloud", None):
                 self._retired.append(client)
         self._link.send(Reloaded(refusal))
+        for waiter in self._reload_waiters:
+            if not waiter.done():
+                waiter.set_result(refusal)
+        self._reload_waiters.clear()
 
     async def get(self, name: WorkerName) -> WorkerClient | None:
         """The worker, started if need be; `None`, with `why_down`, where the supervisor could or would not."""
@@ -99,6 +108,22 @@ class Workers:
         """Switch privacy mode and wait until the supervisor says that it holds (or is pinned)."""
         self._link.send(SetPrivacy(on))
         await self._until(lambda: self.standing.privacy == on or self.standing.pinned)
+
+    def memory(self) -> dict[str, int]:
+        """Resident bytes of the daemon's processes by name, as of the last time that somebody asked."""
+        self._link.send(Measure())
+        return self._memory
+
+    async def set_cloud_share(self, share: float) -> str:
+        """Let `share` of the prompts go up from now on, and after restarts; why not, or nothing."""
+        waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._reload_waiters.append(waiter)
+        self._link.send(SetShare(share))
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await waiter
+        except TimeoutError:
+            return "the settings could not be reloaded; the log says why"
 
     async def look_for_key(self) -> bool:
         """Whether there is a key after all, where there was none a while ago."""
@@ -139,6 +164,8 @@ class Workers:
                     self.supervisor_gone.set()
                 case Standing():
                     self.standing = message
+                case Memory(resident=resident):
+                    self._memory = resident
                 case Priced(price=price):
                     self.price = price
                 case WorkerDown(worker=name, why=why):

@@ -42,6 +42,7 @@ class Control:
                 "barrier": weakest(standing.confined.values()),
                 **{name: str(confinement) for name, confinement in standing.confined.items()},
             },
+            "memory_bytes": self._workers.memory(),
             "local": {
                 "model": local.name,
                 "state": local.state,

@@ -13,10 +13,12 @@ from daemon.api.errors import ApiError
 from daemon.history import History as Past
 from daemon.history import UnknownDecisionError, opened, shown
 from daemon.ledger import Ledger, LedgerError
+from daemon.policy import Reason
 
 T = TypeVar("T")
 
 MOST_DECISIONS = 1000
+REASONS = {reason.code: reason.value for reason in Reason}
 STATUS_SECONDS = 3.0
 """Between two `status` events of the feed."""
 NUMBER = {"type": "integer", "minimum": 1, "maximum": MOST_DECISIONS, "default": 50}
@@ -47,7 +49,7 @@ class History:
 
     async def stats(self, _: web.Request) -> web.Response:
         def look(past: Past) -> dict[str, Any]:
-            return {**past.stats(), "scores": past.score_quantiles()}
+            return {**past.stats(), "scores": past.score_quantiles(), "reasons": REASONS}
 
         return web.json_response(await self._ask(look))
 

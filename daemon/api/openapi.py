@@ -6,6 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from daemon.api import ollama_request as ollama
+from daemon.api import sharing
 from daemon.api.anthropic_request import CountBody, MessagesBody
 from daemon.api.control import PrivacyBody
 from daemon.api.embeddings import EmbeddingsBody
@@ -62,6 +63,10 @@ def document() -> dict[str, Any]:
             **_ollama(schemas),
             "/healthz": {"get": _operation("How upcall and its parts do")},
             "/upcall/privacy": {"put": _operation("Switch privacy mode", **switch)},
+            "/upcall/routing": {
+                "get": _operation("Threshold and expected share of a cloud share", parameters=sharing.PARAMETERS),
+                "put": _operation("Let another share go up", requestBody=_body(sharing.RoutingBody, schemas)),
+            },
             "/upcall/stats": {"get": _operation("What requests came to today, in 7 days and this month")},
             "/upcall/decisions": {"get": _operation("The latest requests, newest first", parameters=PARAMETERS)},
             "/upcall/decisions/{id}": {

@@ -38,25 +38,24 @@ let stopAsking = null;
 
 function showSums() {
   const sum = stats[period];
-  const answered = sum.local + sum.cloud;
   by("requests").textContent = number.format(sum.requests);
-  by("share").textContent = answered ? percent.format(sum.local / answered) : "–";
+  by("share").textContent = sum.local_share === null ? "–" : percent.format(sum.local_share);
   by("saved").textContent = money(sum.saved_usd);
-  by("spent").textContent = money(sum.spent_usd);
-  by("first").textContent = sum.local_first_ms === null ? "–" : seconds(sum.local_first_ms);
-  by("speed").textContent =
-    sum.local_tokens_per_second === null ? "–" : `${number.format(Math.round(sum.local_tokens_per_second))} ${text.tokensPerSecond}`;
+  by("spent").textContent = money(sum.cost_usd);
+  const { first_ms_p50: first, tokens_per_second: speed } = sum.speed.local;
+  by("first").textContent = first === null ? "–" : seconds(first);
+  by("speed").textContent = speed === null ? "–" : `${number.format(Math.round(speed))} ${text.tokensPerSecond}`;
   showReasons(sum);
-  showSeries(sum.series);
+  showSeries(period === "today" ? stats.hours : period === "week" ? stats.days.slice(-7) : stats.days);
 }
 
 function showReasons(sum) {
-  const reasons = Object.entries(sum.reasons).sort(([, a], [, b]) => b.count - a.count);
+  const reasons = Object.entries(sum.by_reason);
   by("reasons").replaceChildren(
-    ...reasons.map(([code, { count, explanation }]) => {
+    ...reasons.map(([code, count]) => {
       const bar = element("span");
       bar.style.width = percentWidth(count / sum.requests);
-      const name = element("span", { textContent: reasonText(code, explanation) });
+      const name = element("span", { textContent: reasonText(code, stats.reasons[code]) });
       return element("li", { className: "meter" }, name, element("span", { textContent: number.format(count) }),
         element("div", { className: "track" }, bar));
     }),
@@ -76,9 +75,9 @@ function showSeries(series) {
   by("chart").replaceChildren(stackedBars(bars, label));
 }
 
-function showBudget({ daily_usd, monthly_usd, spent_today_usd, spent_month_usd }) {
-  const limits = [[text.perDay, spent_today_usd, daily_usd], [text.perMonth, spent_month_usd, monthly_usd]];
-  const rows = limits.filter(([, , limit]) => limit !== null).map(([name, spent, limit]) => {
+function showBudget(budget) {
+  const limits = [[text.perDay, stats.today.cost_usd, budget.daily_usd], [text.perMonth, stats.month.cost_usd, budget.monthly_usd]];
+  const rows = limits.filter(([, , limit]) => limit != null).map(([name, spent, limit]) => {
     const share = limit ? Math.min(spent / limit, 1) : 1;
     const bar = element("span");
     bar.style.width = percentWidth(share);
@@ -157,14 +156,14 @@ function showHealth(health) {
   by("privacy").checked = health.privacy;
   by("privacy").disabled = false;
   const { local, cloud, router, kernel } = health;
+  const memory = Object.values(health.memory_bytes).reduce((sum, bytes) => sum + bytes, 0);
   const joined = (...parts) => parts.filter(Boolean).join(", ");
   const facts = [
     [text.router, joined(router.name, router.detail)],
     [text.localModel, joined(local.model, local.state, local.detail)],
     [text.cloudModel, joined(cloud.model, cloud.has_key ? text.keyReady : text.keyMissing, cloud.circuit)],
     [text.kernel, kernel.barrier],
-    [text.memory, health.memory_bytes ? `${number.format(Math.round(health.memory_bytes / 2 ** 20))} MB` : ""],
-    [text.queue, local.waiting === undefined ? "" : number.format(local.waiting)],
+    [text.memory, memory ? `${number.format(Math.round(memory / 2 ** 20))} MB` : ""],
   ];
   by("parts").replaceChildren(...facts.filter(([, value]) => value !== "").flatMap(([name, value]) => [
     element("dt", { textContent: name }), element("dd", { textContent: value }),
@@ -287,18 +286,19 @@ function decided({ route, model, reason, explanation, score, threshold }) {
 async function refresh() {
   stats = await call("GET", "/upcall/stats");
   showSums();
-  showBudget(stats.budget);
+  showBudget(stats.budget ?? {});
   showHealth(await call("GET", "/healthz"));
 }
 
 async function follow() {
   for (;;) {
     try {
-      showDecisions((await call("GET", `/upcall/decisions?limit=${SHOWN_DECISIONS}`)).decisions);
+      showDecisions((await call("GET", `/upcall/decisions?limit=${SHOWN_DECISIONS}`)).decisions.filter(({ route }) => route));
       await refresh();
       if (by("notice").textContent === text.lost) notice("");
       for await (const { event, data } of stream("GET", "/upcall/events")) {
-        if (event !== "decision") continue;
+        if (event === "status") showHealth(data);
+        if (event !== "decision" || data.route === null) continue;
         addDecision(data);
         await refresh();
       }

@@ -17,7 +17,9 @@ from daemon.api.errors import ApiError
 from daemon.api.history import History
 from daemon.api.ollama import Ollama
 from daemon.api.openai import OpenAI
+from daemon.api.responses import Responses
 from daemon.api.sharing import Sharing
+from daemon.api.text_completion import TextCompletions
 from daemon.api.wires import error_response
 from daemon.config import Settings
 from daemon.dispatcher import Dispatcher
@@ -49,6 +51,8 @@ def build(
     catalogue = Catalogue(settings.cloud, workers, scorer)
     for wire in (
         OpenAI(dispatcher, settings.routing),
+        TextCompletions(dispatcher, settings.routing),
+        Responses(dispatcher, settings.routing),
         Embeddings(scorer),
         catalogue,
         Anthropic(dispatcher, settings.routing),

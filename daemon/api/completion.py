@@ -7,7 +7,7 @@ from typing import Any
 
 from daemon.api.errors import ApiError
 from daemon.api.exchange import Exchange
-from models.interface import Event, Finish, Progress, TextDelta, ToolCallDelta
+from models.interface import Event, Finish, Progress, TextDelta, ToolCallDelta, Usage
 
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -72,12 +72,12 @@ class Completion:
                 choices.setdefault(event.choice, Choice()).add(event)
         body = self._envelope("chat.completion")
         body["choices"] = [choice.rendered(index) for index, choice in sorted(choices.items())]
-        body["usage"] = self._usage()
+        body["usage"] = usage_object(self._exchange.usage)
         return body
 
     def start(self) -> bytes:
         first: dict[str, Any] = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-        return _event({**self._envelope(CHUNK), "choices": [first]})
+        return sse({**self._envelope(CHUNK), "choices": [first]})
 
     def event(self, event: Event) -> bytes:
         match event:
@@ -99,14 +99,14 @@ class Completion:
         done = b"data: [DONE]\n\n"
         if not self._include_usage:
             return done
-        return _event({**self._envelope(CHUNK), "choices": [], "usage": self._usage()}) + done
+        return sse({**self._envelope(CHUNK), "choices": [], "usage": usage_object(self._exchange.usage)}) + done
 
     def error(self, error: ApiError) -> bytes:
-        return _event(error_object(error))
+        return sse(error_object(error))
 
     def _chunk(self, choice: int, delta: dict[str, Any], **more: Any) -> bytes:
         choices = [{"index": choice, "delta": delta, "finish_reason": None, **more}]
-        return _event({**self._envelope(CHUNK), "choices": choices})
+        return sse({**self._envelope(CHUNK), "choices": choices})
 
     def _envelope(self, kind: str) -> dict[str, Any]:
         exchange = self._exchange
@@ -120,15 +120,6 @@ class Completion:
             body["x_upcall"] = explanation
         return body
 
-    def _usage(self) -> dict[str, Any]:
-        usage = self._exchange.usage
-        return {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        }
-
 
 CHUNK = "chat.completion.chunk"
 
@@ -141,5 +132,15 @@ def _tool_call_delta(event: ToolCallDelta) -> dict[str, Any]:
     return {"index": event.index, **first, "function": function}
 
 
-def _event(data: dict[str, Any]) -> bytes:
+def usage_object(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def sse(data: dict[str, Any]) -> bytes:
+    """A server-sent event without a name."""
     return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

@@ -12,6 +12,8 @@ from daemon.api.control import PrivacyBody
 from daemon.api.embeddings import EmbeddingsBody
 from daemon.api.history import PARAMETERS
 from daemon.api.openai import ChatBody
+from daemon.api.responses_request import ResponsesBody
+from daemon.api.text_completion import CompletionBody
 from daemon.api.wish import WISHES
 
 ERROR = {
@@ -54,6 +56,22 @@ def document() -> dict[str, Any]:
                 "post": _operation("Answer a chat, as OpenAI does", **chat, stream=True),
             },
             "/v1/route": {"post": _operation("The decision that this chat would get, without an answer", **chat)},
+            "/v1/completions": {
+                "post": _operation(
+                    "Answer a prompt, as OpenAI did before chats",
+                    requestBody=_body(CompletionBody, schemas),
+                    parameters=_headers(),
+                    stream=True,
+                )
+            },
+            "/v1/responses": {
+                "post": _operation(
+                    "Answer a conversation, as OpenAI does now, without keeping it",
+                    requestBody=_body(ResponsesBody, schemas, "Responses"),
+                    parameters=_headers(),
+                    stream=True,
+                )
+            },
             "/v1/embeddings": {
                 "post": _operation("Vectors of texts, as OpenAI does", requestBody=_body(EmbeddingsBody, schemas))
             },

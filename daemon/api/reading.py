@@ -22,8 +22,13 @@ async def read(request: web.Request, model: type[Body]) -> tuple[Body, dict[str,
     if not isinstance(raw, dict):
         raise ApiError(400, "The body must be a JSON object.")
     wishes = take_wishes(raw)
+    return check(model, raw), raw, wishes
+
+
+def check(model: type[Body], raw: Mapping[str, Any]) -> Body:
+    """Raises `ApiError`, naming the first field that is wrong."""
     try:
-        return model.model_validate(raw), raw, wishes
+        return model.model_validate(raw)
     except ValidationError as error:
         raise _invalid(error) from None
 

@@ -1,0 +1,222 @@
+"""OpenAI's `/v1/responses` (https://platform.openai.com/docs/api-reference/responses): requests in, without state."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from models.interface import ChatRequest
+
+NEEDED = {
+    "message": ("role", "content"),
+    "function_call": ("call_id", "name", "arguments"),
+    "function_call_output": ("call_id", "output"),
+    "reasoning": (),
+}
+"""The items that can be read, and what each must have. Chat has no place for reasoning, which stays out."""
+STATEFUL = "upcall keeps no conversations: leave this out and send the whole input each time"
+
+
+class Loose(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class Part(Loose):
+    type: Literal["input_text", "output_text", "text", "refusal", "input_image", "input_file", "input_audio"]
+    text: str | None = None
+    refusal: str | None = None
+    image_url: str | None = None
+    detail: str | None = None
+    file_data: str | None = None
+    filename: str | None = None
+    input_audio: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_what_its_type_says(self) -> "Part":
+        needed = {"refusal": "refusal", "input_image": "image_url", "input_file": "file_data"}
+        name = needed.get(self.type) or ("input_audio" if self.type == "input_audio" else "text")
+        if getattr(self, name) is None:
+            raise ValueError(f"a part of type {self.type} needs {name}, since upcall keeps no files")
+        return self
+
+    def canonical(self) -> dict[str, Any]:
+        match self.type:
+            case "refusal":
+                return {"type": "refusal", "refusal": self.refusal}
+            case "input_image":
+                detail = {"detail": self.detail} if self.detail else {}
+                return {"type": "image_url", "image_url": {"url": self.image_url, **detail}}
+            case "input_file":
+                return {"type": "file", "file": {"filename": self.filename or "file", "file_data": self.file_data}}
+            case "input_audio":
+                return {"type": "input_audio", "input_audio": self.input_audio}
+        return {"type": "text", "text": self.text}
+
+
+class Item(Loose):
+    type: str = "message"
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: str | list[Part] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[Part] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reasoning_has_parts_of_its_own(cls, value: Any) -> Any:
+        return {"type": "reasoning"} if isinstance(value, dict) and value.get("type") == "reasoning" else value
+
+    @model_validator(mode="after")
+    def _has_what_its_type_says(self) -> "Item":
+        if self.type not in NEEDED:
+            raise ValueError(f"items of type {self.type!r} cannot be read; there are {', '.join(NEEDED)}")
+        for name in NEEDED[self.type]:
+            if getattr(self, name) is None:
+                raise ValueError(f"an item of type {self.type} needs {name}")
+        return self
+
+
+class Tool(Loose):
+    type: str
+    name: str | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _is_a_function(self) -> "Tool":
+        if self.type != "function":
+            raise ValueError(f"tools of type {self.type!r} run at their provider; upcall passes on functions alone")
+        if not self.name:
+            raise ValueError("a tool of type function needs a name")
+        return self
+
+    def canonical(self) -> dict[str, Any]:
+        said = self.model_dump(exclude_unset=True)
+        return {"type": "function", "function": {name: value for name, value in said.items() if name != "type"}}
+
+
+class ToolChoice(Loose):
+    type: Literal["function"]
+    name: str
+
+
+class Format(Loose):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+
+    def canonical(self) -> dict[str, Any] | None:
+        if self.type == "json_schema":
+            return {"type": "json_schema", "json_schema": self.model_extra or {}}
+        return {"type": "json_object"} if self.type == "json_object" else None
+
+
+class Text(Loose):
+    format: Format | None = None
+    verbosity: str | None = None
+
+
+class Reasoning(Loose):
+    effort: str | None = None
+
+
+class ResponsesBody(Loose):
+    """`POST /v1/responses`; fields beyond these go to the cloud as they are."""
+
+    model: str = Field(default="auto", max_length=256)
+    input: str | list[Item]
+    instructions: str | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    text: Text | None = None
+    reasoning: Reasoning | None = None
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    include: list[str] | None = None
+    metadata: dict[str, str] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    """Without effect: what does not fit is refused, or goes where it fits."""
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    store: bool | None = None
+    background: bool | None = None
+    previous_response_id: str | None = None
+    conversation: Any = None
+    prompt: Any = None
+
+    @field_validator("input")
+    @classmethod
+    def _is_not_empty(cls, value: str | list[Item]) -> str | list[Item]:
+        if value == []:
+            raise ValueError("send at least one item")
+        return value
+
+    @field_validator("store", "background", "previous_response_id", "conversation", "prompt")
+    @classmethod
+    def _keeps_nothing(cls, value: Any) -> Any:
+        if value:
+            raise ValueError(STATEFUL)
+        return value
+
+    def request(self) -> ChatRequest:
+        choice = self.tool_choice
+        text = self.text or Text()
+        logprobs = bool(self.top_logprobs or "message.output_text.logprobs" in (self.include or ()))
+        extra = dict(self.model_extra or {})
+        if self.reasoning and self.reasoning.effort:
+            extra["reasoning_effort"] = self.reasoning.effort
+        if text.verbosity:
+            extra["verbosity"] = text.verbosity
+        return ChatRequest(
+            messages=list(self._messages()),
+            max_tokens=self.max_output_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            logprobs=logprobs,
+            top_logprobs=self.top_logprobs or 0,
+            tools=[tool.canonical() for tool in self.tools or ()],
+            tool_choice=(
+                {"type": "function", "function": {"name": choice.name}} if isinstance(choice, ToolChoice) else choice
+            ),
+            response_format=text.format.canonical() if text.format else None,
+            extra=extra,
+        )
+
+    def _messages(self) -> Iterator[dict[str, Any]]:
+        if self.instructions:
+            yield {"role": "developer", "content": self.instructions}
+        if isinstance(self.input, str):
+            yield {"role": "user", "content": self.input}
+            return
+        said: dict[str, Any] | None = None
+        for item in self.input:
+            if item.type == "reasoning":
+                continue
+            # What the assistant says and the calls it makes with it are one message in chat.
+            if said is not None and item.type != "function_call":
+                yield said
+                said = None
+            match item.type:
+                case "function_call":
+                    said = said or {"role": "assistant", "content": None}
+                    said.setdefault("tool_calls", []).append(_call(item))
+                case "function_call_output":
+                    yield {"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)}
+                case _ if item.role == "assistant":
+                    said = {"role": "assistant", "content": _content(item.content)}
+                case _:
+                    yield {"role": item.role, "content": _content(item.content)}
+        if said is not None:
+            yield said
+
+
+def _call(item: Item) -> Mapping[str, Any]:
+    return {"id": item.call_id, "type": "function", "function": {"name": item.name, "arguments": item.arguments}}
+
+
+def _content(content: str | Iterable[Part] | None) -> str | list[dict[str, Any]]:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return [part.canonical() for part in content]

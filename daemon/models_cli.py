@@ -13,19 +13,42 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True)
-def pull(names: tuple[str, ...]) -> None:
-    """Fetch models by NAME (see `upcall models`), verified by their SHA-256."""
+@click.argument("names", metavar="NAME... | URL", nargs=-1, required=True)
+@click.option("--sha256", help="Of the file at URL, in hexadecimal; the page that offers the file shows it.")
+@click.option("--name", help="What to call the file at URL; its own name where this is left out.")
+def pull(names: tuple[str, ...], sha256: str | None, name: str | None) -> None:
+    """Fetch models by NAME (see `upcall models`), verified by their SHA-256, or any GGUF file by its URL."""
     from daemon import privacy as state
     from models.store import Store
 
     if state.is_on(settings_or_exit(None)):
         raise click.ClickException("privacy mode is on, so nothing is fetched; `upcall privacy off` allows it")
     store = Store()
-    for name in names:
-        with progress_bar(name) as progress:
-            path = store.pull(name, progress)
-        click.echo(f"{name}: {path}")
+    url = next((each for each in names if "://" in each), None)
+    if url is None:
+        if sha256 or name:
+            raise click.UsageError("--sha256 and --name belong to a URL; known names are pinned already")
+        for known in names:
+            with progress_bar(known) as progress:
+                path = store.pull(known, progress)
+            click.echo(f"{known}: {path}")
+        return
+    if len(names) > 1:
+        raise click.UsageError("one URL at a time, since --sha256 is that of one file")
+    if sha256 is None:
+        raise click.UsageError(f"--sha256 is missing: what {url} sends must be known before; its page shows it")
+    name = name or _name_of(url)
+    with progress_bar(name) as progress:
+        path = store.pull_url(url, sha256, name, progress)
+    click.echo(f'{name}: {path}; to use it, set local.model = "{name}"')
+
+
+def _name_of(url: str) -> str:
+    from pathlib import PurePosixPath
+    from urllib.parse import unquote, urlsplit
+
+    file = PurePosixPath(unquote(urlsplit(url).path)).name
+    return file.lower().removesuffix(".gguf").replace(" ", "-")
 
 
 @click.command()

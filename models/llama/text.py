@@ -19,8 +19,8 @@ class TextStream:
     """Holds back what may yet become part of a character or of one of `stops`."""
 
     stops: Sequence[str]
-    stopped: bool = False
-    """Whether a stop string has been met; nothing follows then."""
+    stopped: str | None = None
+    """The stop string that has been met; nothing follows then."""
     _decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
     )
@@ -33,10 +33,10 @@ class TextStream:
         self._held += self._decoder.decode(piece)
         if logprob is not None:
             self._logprobs.append((len(self._held), logprob))
-        found = [at for stop in self.stops if (at := self._held.find(stop)) >= 0]
+        found = [(at, stop) for stop in self.stops if (at := self._held.find(stop)) >= 0]
         if found:
-            self.stopped = True
-            return self._send(min(found))
+            at, self.stopped = min(found)
+            return self._send(at)
         return self._send(len(self._held) - max((_overlap(self._held, stop) for stop in self.stops), default=0))
 
     def finish(self) -> Piece:

@@ -39,6 +39,8 @@ class Ended:
     choice: int
     completion_tokens: int
     cached_tokens: int
+    stop: str | None = None
+    """The stop string that ended it."""
 
 
 Output: TypeAlias = TextDelta | Confidence | Hidden | Progress | Ended | Failure
@@ -312,7 +314,8 @@ class Engine:
         self._say(answer, answer.text.finish())
         seconds = time.monotonic() - answer.started
         self._seconds_per_task = 0.8 * self._seconds_per_task + 0.2 * seconds if self._seconds_per_task else seconds
-        self._tell(answer.task, Ended(reason, answer.task.choice, answer.generated, answer.cached or 0))
+        cached, stop = answer.cached or 0, answer.text.stopped
+        self._tell(answer.task, Ended(reason, answer.task.choice, answer.generated, cached, stop))
         self._drop(answer)
 
     def _fail(self, answer: "_Answer", code: FailureCode, message: str) -> None:

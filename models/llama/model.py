@@ -86,7 +86,7 @@ class LlamaModel:
                             yield delta
                         called = readers[output.choice].calls > 0
                         reason = "tool_calls" if called and reason == "stop" else reason
-                    yield Finish(reason, output.choice)
+                    yield Finish(reason, output.choice, output.stop)
                 elif isinstance(output, TextDelta) and readers:
                     for piece in readers[output.choice].push(output):
                         yield piece

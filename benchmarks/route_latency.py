@@ -6,6 +6,7 @@ the fp32 MiniLM-L6 graph on the same number of tokens, one thread, tokenizing no
 
 import argparse
 import datetime
+import json
 import os
 import platform
 import resource
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="all-MiniLM-L6-v2 as ONNX")
     parser.add_argument("--routers", default=",".join(ROUTERS))
     parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--json", type=Path, help="also record the medians here, beside those of other routers")
     options = parser.parse_args()
     if options.encoder is None:
         parser.error("--encoder is needed, or UPCALL_ENCODER")
@@ -63,6 +65,7 @@ def main() -> None:
           f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB.\n")  # fmt: skip
     beside = peer(options.peer) if options.peer else None
     print("| router | tokens | p50 ms | p99 ms | peer p50 ms | share of the peer |\n|---|---|---|---|---|---|")
+    recorded: dict[str, dict[str, float]] = {}
     for name, router in routers.items():
         for tokens in (20, 100, 256):
             ours, theirs = [], []
@@ -81,6 +84,10 @@ def main() -> None:
             other = np.percentile(theirs, 50)
             compared = f"{other:.1f} | {p50 / other:.2f}" if beside else "- | -"
             print(f"| {name} | {tokens} | {p50:.2f} | {p99:.2f} | {compared} |")
+            recorded.setdefault(name, {})[str(tokens)] = round(float(p50), 2)
+    if options.json:
+        before = json.loads(options.json.read_text()) if options.json.exists() else {}
+        options.json.write_text(json.dumps(before | recorded, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ from types import ModuleType
 
 import click
 
-TRAINERS = {"mf": "mf", "knn": "references", "sw_ranking": "references"}
+TRAINERS = {"mf": "mf", "knn": "references", "sw_ranking": "references", "bert": "bert"}
 """The module of `routers.training` that trains each router."""
+DEFAULT_ENCODER = "use-multilingual"
 SAMPLE = "Explain, step by step, why the sum of the angles of a triangle is 180 degrees. " * 5
 """About a hundred tokens, to time a router with."""
 
@@ -24,26 +25,28 @@ data_option = click.option(
 
 
 @click.command()
-def routers() -> None:
-    """List the routers with version, size, time per prompt, and how well their scores are calibrated."""
+@click.option("--measure", is_flag=True, help="Time each router on this machine, in the place of the recorded time.")
+def routers(measure: bool) -> None:
+    """List the routers: size, time per prompt of 100 tokens, quality (APGR on each benchmark), calibration error."""
     from rich.console import Console
     from rich.table import Table
 
-    from routers.calibration import shipped
-    from routers.graph import ARTIFACTS
+    from routers.card import BENCHMARKS, card
     from routers.interface import RouterError
-    from routers.registry import ROUTERS, load
+    from routers.registry import NAMES, load
 
-    table = Table("router", "version", "size", "ms per 100 tokens", "calibration error", box=None)
-    for name in ROUTERS:
-        size = sum(file.stat().st_size for file in (ARTIFACTS / name).glob("*")) / 1e6
+    table = Table("router", "version", "size", "ms", *BENCHMARKS, "calibration error", box=None)
+    for name in NAMES:
         try:
-            router = load(name, _encoder())
-            error = f"{shipped(name).expected_calibration_error:.3f}"
+            known = card(name)
+            milliseconds = _milliseconds(load(name, encoder_path()).score) if measure else known.milliseconds
         except RouterError as trouble:
-            table.add_row(name, "-", f"{size:.1f} MB", "-", str(trouble))
+            table.add_row(name, "-", "-", "-", *("-" for _ in BENCHMARKS), str(trouble))
             continue
-        table.add_row(name, router.version, f"{size:.1f} MB", f"{_milliseconds(router.score):.1f}", error)
+        numbers = (milliseconds, *(known.apgr.get(benchmark) for benchmark in BENCHMARKS), known.calibration_error)
+        digits = (1, *(3 for _ in BENCHMARKS), 3)
+        shown = ("-" if value is None else f"{value:.{digit}f}" for value, digit in zip(numbers, digits, strict=True))
+        table.add_row(name, known.version, f"{known.size / 1e6:.1f} MB", *shown)
     Console().print(table)
 
 
@@ -71,11 +74,11 @@ def calibrate(router: str, cloud_share: float) -> None:
     "--out", type=click.Path(path_type=Path), help="Folder for the artifact, in the place of the shipped one."
 )
 def train(router: str, data: Path, out: Path | None) -> None:
-    """Train ROUTER from the data files; minutes on two cores, most of them embedding prompts the first time."""
-    module = _training(f"routers.training.{TRAINERS[router]}")
+    """Train ROUTER from the data files; minutes on two cores, for all but bert most of them to embed prompts once."""
+    module = training_module(f"routers.training.{TRAINERS[router]}")
     function = getattr(module, "train" if TRAINERS[router] == router else f"train_{router}")
     where = {} if out is None else {"out": out}
-    calibration = function(data, _encoder(), **where)
+    calibration = function(data, encoder_path("minilm-l6" if router == "bert" else DEFAULT_ENCODER), **where)
     click.echo(f"{router}@{calibration.version}: calibration error {calibration.expected_calibration_error:.3f}")
 
 
@@ -92,9 +95,9 @@ def train(router: str, data: Path, out: Path | None) -> None:
 @click.option("--plots", type=click.Path(path_type=Path), help="Also draw the curves in this folder.")
 def evaluate(names: str, benchmarks: str, data: Path | None, json_file: Path | None, plots: Path | None) -> None:
     """Evaluate routers as RouteLLM did: APGR and CPT beside random choice, prompt length alone and the oracle."""
-    module = _training("routers.evaluation.__main__")
+    module = training_module("routers.evaluation.__main__")
     data = data or _public_results(benchmarks.split(","))
-    arguments = ["--routers", names, "--benchmarks", benchmarks, "--data", str(data), "--encoder", str(_encoder())]
+    arguments = ["--routers", names, "--benchmarks", benchmarks, "--data", str(data), "--encoder", str(encoder_path())]
     for flag, value in (("--json", json_file), ("--plots", plots)):
         arguments += [] if value is None else [flag, str(value)]
     module.main(arguments)
@@ -116,13 +119,17 @@ def _public_results(benchmarks: Sequence[str]) -> Path:
         return benchmark_files(routellm.files(), progress, may_fetch=not private)
 
 
-def _encoder() -> Path:
+def encoder_path(name: str = DEFAULT_ENCODER) -> Path:
+    """The file of an encoder, from UPCALL_ENCODER where that replaces the default, else from the model store."""
     from models.store import Store
 
-    return Path(os.environ["UPCALL_ENCODER"]) if "UPCALL_ENCODER" in os.environ else Store().path("use-multilingual")
+    if name == DEFAULT_ENCODER and "UPCALL_ENCODER" in os.environ:
+        return Path(os.environ["UPCALL_ENCODER"])
+    return Store().path(name)
 
 
-def _training(module: str) -> ModuleType:
+def training_module(module: str) -> ModuleType:
+    """A module that needs the `train` extra; says how to install that where it is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

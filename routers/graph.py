@@ -14,13 +14,13 @@ ARTIFACTS = Path(__file__).parent / "artifacts"
 
 
 class Graph:
-    """The graph in `path`, taking inputs of the widths in `inputs` and giving a win rate per row.
+    """The graph in `path`, taking inputs of the widths in `inputs` (`None`: any) and giving a win rate per row.
 
     Raises:
         RouterError: the file is missing, is no such graph, has other widths or holds numbers that are not finite.
     """
 
-    def __init__(self, path: Path, inputs: Mapping[str, int]) -> None:
+    def __init__(self, path: Path, inputs: Mapping[str, int | None]) -> None:
         if not path.is_file():
             raise RouterError(f"The router's artifact {path} is missing: install upcall again, or train the router.")
         try:
@@ -29,12 +29,17 @@ class Graph:
             reason = str(error).splitlines()[0][:120]
             raise RouterError(f"ONNX Runtime cannot load {path} ({reason}): install upcall again.") from error
         found = {each.name: each.shape[-1] for each in self._session.get_inputs()}
-        if found != dict(inputs):
+        if found != {name: found.get(name) if width is None else width for name, width in inputs.items()}:
             raise RouterError(
                 f"{path} takes {found}, not {dict(inputs)}: it was trained for another encoder; train it again."
             )
         self.version: str = self._session.get_modelmeta().custom_metadata_map.get("version", "unknown")
-        probe = {name: np.ones((1, width), dtype=np.float32) for name, width in inputs.items()}
+        self.widths: Mapping[str, int] = found
+        shapes = {
+            each.name: [size if isinstance(size, int) else 1 for size in each.shape]
+            for each in self._session.get_inputs()
+        }
+        probe = {name: np.ones(shape, dtype=np.float32) for name, shape in shapes.items()}
         if not np.isfinite(self._session.run(None, probe)[0]).all():
             raise RouterError(f"{path} holds weights that are not numbers: install upcall again, or train the router.")
 

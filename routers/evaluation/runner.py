@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
+from routers.causal_llm import Judge
 from routers.evaluation.benchmarks import BENCHMARKS, Benchmark
 from routers.evaluation.metrics import LEVELS, Curve, curve, interval
 from routers.interface import Router
@@ -46,17 +47,21 @@ def run(
     draws: int = 1000,
     cache: Path | None = None,
     progress: bool = True,
+    judge: Judge | None = None,
+    sample: int | None = None,
 ) -> list[Result]:
     """Evaluate `routers` and the baselines on `benchmarks`; scores are kept in the folder `cache`, if there is one.
+
+    `judge` is for the router that needs one. A `sample` takes so many prompts of a benchmark, always the same ones.
 
     Raises:
         RouterError: a router cannot be loaded.
         KeyError: there is no such benchmark.
     """
-    loaded = [load(name, encoder) for name in routers if name != "random"]
+    loaded = [load(name, encoder, judge) for name in routers if name != "random"]
     results = []
     for name in benchmarks:
-        benchmark = BENCHMARKS[name](data)
+        benchmark = _sampled(BENCHMARKS[name](data), sample)
         for router in loaded:
             scores = _scores(router, benchmark, cache, progress)
             results.append(_result(benchmark, router.name, router.version, scores, draws))
@@ -72,9 +77,20 @@ BASELINES: Mapping[str, Callable[[Benchmark], Scores]] = {
 
 
 def save(results: Iterable[Result], path: Path) -> None:
-    """Write as JSON."""
+    """Write as JSON; what `path` already holds of other routers or other benchmarks stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+    kept = json.loads(path.read_text()) if path.exists() else []
+    rows = {(row["benchmark"], row["router"]): row for row in kept}
+    rows |= {(result.benchmark, result.router): asdict(result) for result in results}
+    path.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+
+
+def _sampled(benchmark: Benchmark, count: int | None) -> Benchmark:
+    if count is None or count >= len(benchmark.prompts):
+        return benchmark
+    rows = np.sort(np.random.default_rng(0).permutation(len(benchmark.prompts))[:count])
+    prompts = [benchmark.prompts[row] for row in rows]
+    return Benchmark(f"{benchmark.name}-{count}", prompts, benchmark.strong[rows], benchmark.weak[rows])
 
 
 def _scores(router: Router, benchmark: Benchmark, cache: Path | None, progress: bool) -> Scores:

@@ -1,4 +1,4 @@
-"""The real encoder, from UPCALL_TEST_ENCODER or pulled by the model store."""
+"""The real encoders, from UPCALL_TEST_ENCODER or pulled by the model store."""
 
 import os
 from pathlib import Path
@@ -7,20 +7,30 @@ import pytest
 
 from models.store import Store, StoreError
 from routers.encoder import Encoder
+from routers.minilm import FILE
 
 
 @pytest.fixture(scope="session")
 def encoder_path() -> Path:
+    """Of the multilingual encoder; MiniLM lies beside it."""
     if given := os.environ.get("UPCALL_TEST_ENCODER"):
         return Path(given)
+    return _pulled("use-multilingual", "minilm-l6")
+
+
+@pytest.fixture(scope="session")
+def minilm_path(encoder_path: Path) -> Path:
+    return encoder_path.with_name(FILE)
+
+
+def _pulled(*names: str) -> Path:
     store = Store()
     try:
-        store.pull("use-multilingual")
-        return store.path("use-multilingual")
+        return next(iter([store.pull(name) for name in names]))
     except StoreError as error:
         if os.environ.get("UPCALL_TEST_REQUIRE") == "all":
             raise
-        pytest.skip(f"the encoder cannot be fetched: {error}")
+        pytest.skip(f"the encoders cannot be fetched: {error}")
 
 
 @pytest.fixture(scope="session")

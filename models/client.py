@@ -61,13 +61,14 @@ class WorkerClient:
                         yield event
                     case None:
                         ended = True
-                        yield Failure(
-                            FailureCode.UNAVAILABLE, f"The {self.name} model stopped while answering; try again."
-                        )
+                        message = f"The {self.name} model stopped while answering; try again."
+                        yield Failure(FailureCode.UNAVAILABLE, message, lost=1)
                     case _:
                         ended = True
                         if not finished:
-                            yield Failure(FailureCode.UNAVAILABLE, f"The {self.name} model broke off; try again.")
+                            yield Failure(
+                                FailureCode.UNAVAILABLE, f"The {self.name} model broke off; try again.", lost=1
+                            )
         finally:
             self._close(id)
             if not ended:

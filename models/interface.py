@@ -149,6 +149,12 @@ class Usage:
     completion_tokens: int
     cached_tokens: int = 0
     """Of the prompt, those whose keys and values were still in the cache."""
+    written_tokens: int = 0
+    """Of the prompt, those that a provider put into its cache, for which some charge more."""
+    written_long_tokens: int = 0
+    """Those that it put there for an hour, for which some charge more still."""
+    lost: int = 0
+    """Tries before this one that a provider may charge for although they brought no answer."""
     kind: Literal["usage"] = "usage"
 
 
@@ -172,6 +178,8 @@ class Failure:
     """One line for people: what happened, why, what to do."""
     retry_after: float | None = None
     """Seconds."""
+    lost: int = 0
+    """Tries that a provider may charge for all the same: they were sent, and broke off or were never answered."""
     kind: Literal["failure"] = "failure"
 
 

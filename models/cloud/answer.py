@@ -36,7 +36,11 @@ class Answer:
         if chunk.usage is not None:
             details = chunk.usage.prompt_tokens_details
             cached = (details and details.cached_tokens) or 0
-            self._usage = Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens, cached)
+            written = (details and getattr(details, "cache_write_tokens", None)) or 0
+            by_age = details and getattr(details, "cache_creation_token_details", None)
+            long = (by_age and by_age.ephemeral_1h_input_tokens) or 0
+            spent = chunk.usage.prompt_tokens, chunk.usage.completion_tokens
+            self._usage = Usage(*spent, cached, max(written - long, 0), long)
         for choice in chunk.choices:
             delta = choice.delta
             logprobs = choice.logprobs and choice.logprobs.content

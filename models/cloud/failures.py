@@ -48,11 +48,13 @@ _MOST_SEARCHED = 2_000_000
 class CloudError(Exception):
     """A try at the provider that ended without (the rest of) an answer."""
 
-    def __init__(self, failure: Failure, retry: bool = False) -> None:
+    def __init__(self, failure: Failure, retry: bool = False, charged: bool = False) -> None:
         super().__init__(failure.message)
         self.failure = failure
         self.retry = retry
         """Another try may help and cannot repeat an answer that has begun."""
+        self.charged = charged
+        """The provider got the request and may charge for it. For an error that it answers with, none does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +83,25 @@ def explain(error: Exception, settings: CloudSettings, request: ChatRequest, *, 
     if isinstance(error, _TIMEOUTS):
         connecting = any(isinstance(link, _CONNECTS) for link in chain)
         where = f"did not accept a connection within {settings.connect_timeout:g} s" if connecting else "timed out"
-        return CloudError(Failure(FailureCode.TIMEOUT, f"{name} {where}; check the network and base_url."), connecting)
+        failure = Failure(FailureCode.TIMEOUT, f"{name} {where}; check the network and base_url.")
+        return CloudError(failure, retry=connecting, charged=not connecting)
     if isinstance(error, _TRANSPORT):
         if begun:
             return CloudError(broke_off(settings))
-        if any(isinstance(link, _CONNECTS) for link in chain):
+        connected = not any(isinstance(link, _CONNECTS) for link in chain)
+        if not connected:
             reason = next((link.strerror for link in chain if isinstance(link, OSError) and link.strerror), "")
             message = f"{name} cannot be reached{f' ({reason})' if reason else ''}; check the network and base_url."
         else:
             message = f"{name} closed the connection without an answer; try again."
-        return CloudError(Failure(FailureCode.UNAVAILABLE, message), retry=True)
+        return CloudError(Failure(FailureCode.UNAVAILABLE, message), retry=True, charged=connected)
     if isinstance(error, _API_ERRORS):
         return _from_status(_told(error), settings, request)
     if isinstance(error, (AnyLLMError, ValueError)) and not _is_decoding(error):
         reason = _reason(str(error), request)
         return CloudError(Failure(FailureCode.BAD_REQUEST, f"{name} cannot be asked this{reason}"))
-    return CloudError(Failure(FailureCode.UPSTREAM, f"{name} answered with something that is no chat completion."))
+    failure = Failure(FailureCode.UPSTREAM, f"{name} answered with something that is no chat completion.")
+    return CloudError(failure, charged=True)
 
 
 def broke_off(settings: CloudSettings) -> Failure:
@@ -129,7 +134,7 @@ def _from_status(told: Told, settings: CloudSettings, request: ChatRequest) -> C
         )))  # fmt: skip
     if status == 408:
         return CloudError(
-            Failure(FailureCode.TIMEOUT, f"{name} gave up waiting (HTTP 408); try again.", told.retry_after), True
+            Failure(FailureCode.TIMEOUT, f"{name} gave up waiting (HTTP 408); try again.", told.retry_after), True, True
         )
     if 400 <= status < 500:
         if _CONTEXT.search(about):
@@ -142,7 +147,10 @@ def _from_status(told: Told, settings: CloudSettings, request: ChatRequest) -> C
         return CloudError(Failure(FailureCode.UNAVAILABLE, f"{name} has moved (HTTP {status}); correct its base_url."))
     code = f"HTTP {status}" if status >= 500 else told.kind or "no reason given"
     return CloudError(
-        Failure(FailureCode.UPSTREAM, f"{name} failed ({code}); try again later.", told.retry_after), retry=True
+        Failure(FailureCode.UPSTREAM, f"{name} failed ({code}); try again later.", told.retry_after),
+        retry=True,
+        # A gateway before the provider gave up on an answer that the provider may still have made.
+        charged=status == 504,
     )
 
 

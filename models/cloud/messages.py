@@ -75,8 +75,9 @@ class MessageAnswer:
         if not self._said:
             return None
         read, written = (self._said.get(f"cache_{what}_input_tokens") or 0 for what in ("read", "creation"))
+        long = (self._said.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0
         prompt = (self._said.get("input_tokens") or 0) + read + written
-        return Usage(prompt, self._said.get("output_tokens") or 0, read)
+        return Usage(prompt, self._said.get("output_tokens") or 0, read, max(written - long, 0), long)
 
     def _begin(self, index: int, block: Any) -> Iterator[Event]:
         if block.type == "text":

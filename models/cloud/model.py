@@ -4,8 +4,9 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from any_llm import AnyLLM
 from any_llm.providers.anthropic.base import BaseAnthropicProvider
@@ -18,16 +19,13 @@ from models.cloud.messages import arguments as verbatim
 from models.cloud.providers import arguments, connect
 from models.cloud.retry import RetryPolicy
 from models.cloud.settings import CloudSettings
+from models.cloud.size import most_tokens
 from models.interface import ChatRequest, Event, Failure, FailureCode, ModelStatus
 
 T = TypeVar("T")
 
 Ask: TypeAlias = Callable[[], Awaitable[AsyncIterator[Any]]]
 """Sends the request once; gives the pieces of the answer."""
-
-_TOKENS_PER_MESSAGE: Final = 16
-_TOKENS_PER_IMAGE: Final = 6000
-"""Above what either provider charges for the largest image that it does not scale down."""
 
 
 class CloudModel:
@@ -52,7 +50,7 @@ class CloudModel:
         try:
             provider = await self._connected()
             answer, ask = self._asking(provider, request)
-            chunk, rest = await self._begin(ask, request, deadline)
+            chunk, rest, lost = await self._begin(ask, request, deadline)
         except CloudError as error:
             yield error.failure
             return
@@ -79,10 +77,10 @@ class CloudModel:
         if answer.complete:
             self._breaker.succeeded()
             if answer.usage is not None:
-                yield answer.usage
+                yield replace(answer.usage, lost=lost)
         elif failure is not None:
             self._breaker.failed(failure)
-            yield failure
+            yield replace(failure, lost=lost + 1)
 
     def _asking(self, provider: AnyLLM, request: ChatRequest) -> tuple[Answer | MessageAnswer, Ask]:
         """What reads the answer, and what asks for it. Raises ValueError for what the provider cannot be asked."""
@@ -94,7 +92,7 @@ class CloudModel:
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """An upper bound, not a count: no token is shorter than a byte. English text has about four bytes in each."""
-        return _upper_bound(request.messages) + _upper_bound(request.tools) + _upper_bound(request.response_format)
+        return most_tokens(request)
 
     async def status(self) -> ModelStatus:
         refusal = self._breaker.refusal()
@@ -140,22 +138,24 @@ class CloudModel:
         except LookupError as error:
             raise CloudError(Failure(FailureCode.NO_KEY, str(error))) from None
 
-    async def _begin(self, ask: Ask, request: ChatRequest, deadline: float) -> tuple[Any, AsyncIterator[Any]]:
-        """The first chunk and the rest of an answer, after as many tries as the retry policy allows."""
-        tries = 0
+    async def _begin(self, ask: Ask, request: ChatRequest, deadline: float) -> tuple[Any, AsyncIterator[Any], int]:
+        """The first chunk and the rest of an answer, after as many tries as the retry policy allows; how many of those
+        the provider may charge for, too."""
+        tries = lost = 0
         while True:
             if (refusal := self._breaker.admit()) is not None:
-                raise CloudError(refusal)
+                raise CloudError(replace(refusal, lost=lost))
             tries += 1
             try:
-                return await self._try(ask, request, deadline)
+                return *await self._try(ask, request, deadline), lost
             except CloudError as error:
+                lost += error.charged
                 self._breaker.failed(error.failure)
                 self._key_refused |= error.failure.code is FailureCode.AUTHENTICATION
                 left = deadline - time.monotonic()
                 pause = self._retry.pause(tries, error.failure, left) if error.retry else None
                 if pause is None:
-                    raise
+                    raise CloudError(replace(error.failure, lost=lost)) from None
             except BaseException:
                 self._breaker.abandoned()
                 raise
@@ -202,7 +202,7 @@ class CloudModel:
             if not limit.expired():
                 raise
             message = f"{self._settings.name} did not {what}; try again, or raise its timeouts."
-            raise CloudError(Failure(FailureCode.TIMEOUT, message)) from None
+            raise CloudError(Failure(FailureCode.TIMEOUT, message), charged=True) from None
 
 
 async def _chunks(provider: AnyLLM, sent: Mapping[str, Any]) -> AsyncIterator[Any]:
@@ -212,15 +212,3 @@ async def _chunks(provider: AnyLLM, sent: Mapping[str, Any]) -> AsyncIterator[An
 def _client(provider: AnyLLM) -> Any:
     # Every provider that `connect` accepts keeps its SDK's client here; any-llm itself cannot close one.
     return provider.client  # type: ignore[attr-defined]
-
-
-def _upper_bound(value: Any) -> int:
-    if isinstance(value, Mapping):
-        if value.get("type") == "image_url":
-            return _TOKENS_PER_IMAGE
-        return _TOKENS_PER_MESSAGE + sum(_upper_bound(key) + _upper_bound(inner) for key, inner in value.items())
-    if isinstance(value, str):
-        return len(value.encode())
-    if isinstance(value, (list, tuple)):
-        return sum(_upper_bound(inner) for inner in value)
-    return 0 if value is None else len(str(value))

@@ -63,6 +63,8 @@ def shipped(router: str) -> Calibration:
     if router == "random":
         uniform = np.linspace(0, 1, 101).tolist()
         return Calibration("random", "1", "", "uniform by construction", "", 0, uniform, 0.0, ())
+    if router == "causal_llm":
+        raise RouterError("causal_llm has a calibration for each local model: see `upcall judge calibrate`.")
     return read(ARTIFACTS / router / "calibration.json")
 
 

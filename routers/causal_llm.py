@@ -38,7 +38,7 @@ class Judge(Protocol):
 
 
 class CausalRouter:
-    """The judge's label probabilities, calibrated.
+    """The judge's mean label, calibrated.
 
     Raises:
         RouterError: there is no calibration for the judge's model, or it is damaged.
@@ -58,19 +58,16 @@ class CausalRouter:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one model's label probabilities mean."""
+    """What one model's mean labels are worth."""
 
     version: str
-    values: NDArray[np.float64]
-    """Of the labels; the judge's lead is their mean under its probabilities."""
     slope: float
     intercept: float
     calibration: Calibration
 
     def rate(self, logs: Sequence[Sequence[float]]) -> NDArray[np.float32]:
         """Win rates, shape `(n,)`, of judgements of `LABELS`, each as from `Judge.log_probabilities`."""
-        lead = chances(logs) @ self.values
-        return (1 / (1 + np.exp(-(self.slope * lead + self.intercept)))).astype(np.float32)
+        return (1 / (1 + np.exp(-(self.slope * mean_label(logs) + self.intercept)))).astype(np.float32)
 
 
 def reading(model_sha256: str, artifacts: Path = ARTIFACTS / NAME) -> Reading:
@@ -83,27 +80,26 @@ def reading(model_sha256: str, artifacts: Path = ARTIFACTS / NAME) -> Reading:
     artifact = folder / "causal_llm.json"
     try:
         stored = json.loads(artifact.read_text())
-        values = np.asarray(stored["values"], dtype=np.float64)
         slope, intercept, version = float(stored["slope"]), float(stored["intercept"]), str(stored["version"])
-        if values.shape != (len(LABELS),) or not np.isfinite([*values, slope, intercept]).all():
-            raise ValueError("its numbers are not finite, or too few")
+        if not np.isfinite([slope, intercept]).all():
+            raise ValueError("numbers that are not finite")
     except FileNotFoundError:
         raise RouterError(
             f"The router causal_llm is not calibrated for this local model (SHA-256 {model_sha256[:12]}…): "
-            "run `upcall train causal_llm`, or choose another router."
+            "run `upcall judge train`, or choose another router."
         ) from None
     except (KeyError, TypeError, ValueError) as error:
         raise RouterError(f"The router's artifact {artifact} is damaged ({error}): train it again.") from error
-    return Reading(version, values, slope, intercept, read(folder / "calibration.json"))
+    return Reading(version, slope, intercept, read(folder / "calibration.json"))
 
 
-def chances(logs: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """Of the labels among themselves, shape `(n, labels)`; equal where a judgement has no number in it."""
+def mean_label(logs: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Expected label, 1 to 5, of each judgement, shape `(n,)`; 3 where one has no number in it."""
     raw = np.asarray(logs, dtype=np.float64).reshape(-1, len(LABELS))
     raw = np.where(np.isfinite(raw), raw, -1e9)
     powers: NDArray[np.float64] = np.exp(raw - raw.max(axis=1, keepdims=True))
-    shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return shares
+    mean: NDArray[np.float64] = powers @ np.arange(1, 1 + len(LABELS)) / powers.sum(axis=1)
+    return mean
 
 
 def question(prompt: str) -> str:

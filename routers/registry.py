@@ -31,7 +31,7 @@ def load(name: str, encoder_path: Path, judge: Judge | None = None) -> Router:
     """
     if name == CausalRouter.name:
         if judge is None:
-            raise RouterError("The router causal_llm asks the local model: say which with --model.")
+            raise RouterError("The router causal_llm asks the local model: `upcall judge` trains and evaluates it.")
         return CausalRouter(judge)
     if name not in ROUTERS:
         near = difflib.get_close_matches(name, NAMES, n=1)

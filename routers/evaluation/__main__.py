@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--encoder", type=Path, default=os.environ.get("UPCALL_ENCODER"), help="the encoder's ONNX file"
     )
     parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws")
+    parser.add_argument("--sample", type=int, help="prompts to take of each benchmark; all of them where not given")
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--plots", type=Path, help="also draw curves.png and reliability.png in this folder")
     options = parser.parse_args(arguments)
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--data and --encoder are needed, or UPCALL_DATA and UPCALL_ENCODER")
     results = run(
         options.routers.split(","), options.benchmarks.split(","), options.data, options.encoder,
-        draws=options.draws, cache=platformdirs.user_cache_path("upcall") / "scores",
+        draws=options.draws, cache=platformdirs.user_cache_path("upcall") / "scores", sample=options.sample,
     )  # fmt: skip
     Console().print(table(results))
     if options.json:

@@ -97,6 +97,10 @@ class Local(Section):
     """Niceness of the local model's process, so that routing and the desktop stay quick while it computes."""
     trust_template: bool = False
     """Use the chat template inside a GGUF file that upcall has no template of its own for."""
+    battery_floor: float | None = Field(default=None, gt=0, le=1)
+    """Charge, 0 to 1, below which a discharging battery is spared: more prompts may go up, by `battery_share`."""
+    battery_share: float = Field(default=0.5, ge=0, le=1)
+    """In the place of `routing.cloud_share` while the battery is spared."""
     endpoint: str | None = None
     """URL of an OpenAI-compatible server in the place of a file, such as `http://192.168.1.20:8000/v1`; `model` is then
     the name that it knows the model by, and `context_length` holds where it names none."""

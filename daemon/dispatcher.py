@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from daemon import policy
+from daemon.battery import Battery
 from daemon.config import Settings
 from daemon.ledger import Ledger
 from daemon.policy import Decision, Needs, Reason, Route, State, Wish
@@ -72,6 +73,9 @@ class Dispatcher:
         self._recogniser = Recogniser(settings.sensitive)
         self._workers = workers
         self._scorer = scorer
+        local = settings.local
+        # What another machine computes costs this one's battery nothing.
+        self._battery = Battery(None if local.endpoint else local.battery_floor)
 
     async def answer(self, request: ChatRequest, wish: Wish) -> AsyncGenerator[Chosen | Bill | Event, None]:
         """Answer `request`: first a `Chosen`, then that model's events and, where the price is known, its `Bill`.
@@ -104,9 +108,10 @@ class Dispatcher:
         needs = await self._needs(request, wish, local)
         look = await self._look(request, wish)
         seen = (look.score, look.threshold, look.router, look.unscored)
-        decision = policy.decide(wish, needs, self._state(local), *seen)
+        spared = await self._battery_threshold(wish)
+        decision = policy.decide(wish, needs, self._state(local, spared), *seen)
         if decision.reason is Reason.NO_KEY and await self._workers.look_for_key():
-            decision = policy.decide(wish, needs, self._state(local), *seen)
+            decision = policy.decide(wish, needs, self._state(local, spared), *seen)
         if decision.reason is Reason.SENSITIVE and self._settings.sensitive.action == "ask":
             raise SensitivePromptError(f"This prompt would go to the cloud, and it seems to hold: {needs.private}.")
         return Chosen(decision, needs, self._name(decision, local), look.milliseconds, look.neighbours)
@@ -152,9 +157,16 @@ class Dispatcher:
         except (ValueError, WorkerGoneError):
             return True  # The model itself will say what is wrong.
 
-    def _state(self, local: ModelStatus) -> State:
+    async def _battery_threshold(self, wish: Wish) -> float | None:
+        """Where prompts go up while the battery is spared, unless the request itself says how to route it."""
+        if wish.route or wish.router or wish.threshold is not None or not await self._battery.is_low():
+            return None
+        threshold, _ = await self._scorer.threshold(self._settings.local.battery_share)
+        return threshold
+
+    def _state(self, local: ModelStatus, battery_threshold: float | None = None) -> State:
         standing = self._workers.standing
-        return State(standing.privacy, standing.has_key, local.tools, local.images)
+        return State(standing.privacy, standing.has_key, local.tools, local.images, battery_threshold)
 
     async def _run(self, decision: Decision, request: ChatRequest) -> AsyncGenerator[Event, None]:
         model = await self._workers.get(decision.route)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from daemon import keys, privacy, resolve
+from daemon.battery import charge
 from daemon.client import DaemonError, NotRunning, call
 from daemon.config import Settings
 from daemon.history import opened
@@ -145,6 +146,16 @@ def _kernel(settings: Settings) -> Iterator[Finding]:
         yield Finding("kernel", "note", f"missing {layer}; docs/privacy.md says how to allow it")
 
 
+def _battery(settings: Settings) -> Iterator[Finding]:
+    found, floor = charge(), settings.local.battery_floor
+    if found is None:
+        yield Finding("battery", "ok", "there is none here")
+        return
+    use = "discharging" if found.discharging else "not discharging"
+    spared = "is off" if floor is None else f"{floor:.0%}, so it is {'' if found.is_below(floor) else 'not '}spared"
+    yield Finding("battery", "ok", f"{found.level:.0%}, {use}; local.battery_floor {spared}")
+
+
 def _systemd(_: Settings) -> Iterator[Finding]:
     if shutil.which("systemctl") is None:
         yield Finding("systemd", "note", "there is none here; run `upcall serve` yourself")
@@ -178,5 +189,5 @@ def _ledger(settings: Settings) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-    _python, _weak_model, _router, _cloud, _port, _kernel, _systemd, _disk, _ledger,
+    _python, _weak_model, _router, _cloud, _port, _kernel, _battery, _systemd, _disk, _ledger,
 )  # fmt: skip

@@ -16,6 +16,7 @@ class Reason(Enum):
 
     BELOW_THRESHOLD = "the router expects the local model to do well enough"
     ABOVE_THRESHOLD = "the router expects the cloud model's answer to be clearly better"
+    BATTERY = "the battery is low, and the router is not sure of the local model's answer (local.battery_floor)"
     FORCED_LOCAL = "the request asked for the local model"
     FORCED_CLOUD = "the request asked for the cloud model"
     SENSITIVE = "it holds something that looks private, and the settings keep such prompts here"
@@ -71,6 +72,8 @@ class State:
     has_key: bool
     local_tools: bool
     local_images: bool
+    battery_threshold: float | None = None
+    """Score at and above which a prompt goes up to spare the battery; `None` while there is none to spare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,10 @@ def decide(
         return decision("local", unscored)
     if score >= threshold:
         return decision("cloud", Reason.ABOVE_THRESHOLD)
+    if state.battery_threshold is not None and score >= state.battery_threshold:
+        spared = decision("cloud", Reason.BATTERY)
+        if spared.route == "cloud":
+            return spared
     return decision("local", Reason.BELOW_THRESHOLD)
 
 

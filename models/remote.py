@@ -2,11 +2,15 @@
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Final
 
 from models.cloud.failures import CloudError, explain
 from models.cloud.model import CloudModel
-from models.interface import ChatRequest, ModelStatus
+from models.interface import ChatRequest, Event, ModelStatus, ToolCallDelta
+from models.llama.tools import CALL_ID_PREFIX
 
 LOOK_SECONDS: Final = 10.0
 """What the server said of itself holds for so long."""
@@ -20,6 +24,14 @@ class RemoteModel(CloudModel):
     _trouble = ""
     _looked = float("-inf")
     _looking: "asyncio.Task[None] | None" = None
+
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+        async with aclosing(super().chat(request)) as events:
+            async for event in events:
+                if isinstance(event, ToolCallDelta) and event.id:
+                    # The ids in a conversation's history tell whose calls they were.
+                    event = replace(event, id=CALL_ID_PREFIX + event.id)
+                yield event
 
     async def status(self) -> ModelStatus:
         """What the server says of itself; waits for it the first time only, and then no longer than `LOOK_TIMEOUT`."""

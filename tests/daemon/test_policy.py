@@ -24,6 +24,17 @@ def test_the_score_decides_where_no_rule_does() -> None:
     assert decided(score=0.49) == ("local", Reason.BELOW_THRESHOLD)
 
 
+def test_a_low_battery_lowers_the_threshold_for_what_may_go_up_and_overrides_nothing() -> None:
+    low = replace(OPEN, battery_threshold=0.3)
+    assert decided(state=low, score=0.4) == ("cloud", Reason.BATTERY)
+    assert decided(state=low, score=0.2) == ("local", Reason.BELOW_THRESHOLD)
+    assert decided(state=low, score=0.6) == ("cloud", Reason.ABOVE_THRESHOLD)
+    assert decided(Wish(route="local"), state=low, score=0.4) == ("local", Reason.FORCED_LOCAL)
+    for kept in (replace(low, privacy=True), replace(low, has_key=False)):
+        assert decided(state=kept, score=0.4) == ("local", Reason.BELOW_THRESHOLD)
+    assert decided(needs=Needs(private="IBAN"), state=low, score=0.4) == ("local", Reason.BELOW_THRESHOLD)
+
+
 def test_without_a_router_nothing_goes_up() -> None:
     assert decided(score=None) == ("local", Reason.NO_ROUTER)
 

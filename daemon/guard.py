@@ -26,6 +26,8 @@ BODY_SECONDS = 30.0
 """For the whole body, from the end of the head."""
 CONTROL_HEADER = "x-upcall-control"
 """What pages send with every change. Only one of the same origin, or of an origin in the settings, can send it."""
+BROWSER_HEADERS = (hdrs.ORIGIN, hdrs.REFERER, hdrs.COOKIE, "Sec-Fetch-Site", "Sec-Fetch-Mode", "Accept-Language")
+"""Fetch, W3C Fetch Metadata: a browser sends at least one of these with every POST, whatever the page wants."""
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE",
     "Access-Control-Allow-Headers": "*, Authorization, Content-Type",
@@ -148,10 +150,18 @@ def _check_peer(request: web.Request) -> None:
         raise ApiError(403, "This socket serves the user that runs upcall, and nobody else.")
 
 
+def _is_json(request: web.Request) -> bool:
+    if hdrs.CONTENT_TYPE in request.headers:
+        return request.content_type == "application/json"
+    # Some clients of Ollama leave it out. So may a page, but its browser then says where the request comes from.
+    browser = any(name in request.headers for name in BROWSER_HEADERS)
+    return request.path.startswith("/api/") and not browser
+
+
 async def _check_body(request: web.Request) -> None:
     if request.method not in (hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_PATCH, hdrs.METH_DELETE):
         return
-    if request.method != hdrs.METH_DELETE and request.content_type != "application/json":
+    if request.method != hdrs.METH_DELETE and not _is_json(request):
         raise ApiError(415, "The body must be JSON: send the header Content-Type: application/json.")
     if hdrs.CONTENT_ENCODING in request.headers:
         raise ApiError(415, "Compressed bodies are not accepted; leave Content-Encoding out.")

@@ -14,7 +14,7 @@ from daemon.config import ConfigError, load
 from tests.conftest import Require
 from tests.daemon.harness import Daemon, client, running_daemon, wait_until
 from tests.daemon.planted import planted, reports
-from tests.emulators.upstream import Upstream
+from tests.emulators.upstream import Call, Upstream, chunk
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 Pointing = Callable[..., Daemon]
@@ -115,6 +115,27 @@ async def test_the_key_comes_from_the_keyring_and_the_context_from_the_server(
     assert answer.choices[0].message.content == "Hello"
     assert upstream.calls[0].headers["authorization"] == "Bearer key-of-the-house"
     assert status["context_length"] == 12345
+
+
+async def test_tool_calls_of_the_server_are_known_again_as_the_local_models(
+    pointing: Pointing, upstream: Upstream, tmp_path: Path
+) -> None:
+    async def call_tool(call: Call) -> None:
+        function = {"index": 0, "id": "call_1", "function": {"name": "look", "arguments": "{}"}}
+        await call.send(chunk({"tool_calls": [function]}), chunk({}, finish_reason="tool_calls"), "[DONE]")
+
+    upstream.script = call_tool
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials" / "openai").write_text("a key, so that the cloud is possible")
+    credentials = tmp_path / "credentials"
+    near = await asyncio.to_thread(pointing, f"{upstream.url}/v1", credentials=credentials, ROUTING__THRESHOLD="0")
+    tool: Any = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    (call,) = (await asyncio.to_thread(say, near, tools=[tool])).choices[0].message.tool_calls
+    begun = {"role": "assistant", "content": None, "tool_calls": [call.model_dump()]}
+    messages = [*HELLO, begun, {"role": "tool", "tool_call_id": call.id, "content": "done"}]
+    decision = await asyncio.to_thread(near.call, "POST", "/v1/route", {"messages": messages, "tools": [tool]})
+
+    assert (decision["route"], decision["reason"]) == ("local", "conversation")
 
 
 async def test_a_model_that_the_server_does_not_have_is_named_with_those_that_it_has(

@@ -30,7 +30,7 @@ class Reason(Enum):
     CLOUD_FAILED = "the cloud did not answer, so the local model did"
     NO_ROUTER = "no router is loaded, so nothing goes up; `upcall pull` fetches its encoder"
     NOT_JUDGED = "the local model had no time to judge the prompt, so it stays here"
-    NOT_CALIBRATED = "the causal_llm router is not calibrated for this local model, so nothing goes up"
+    NOT_CALIBRATED = "causal_llm is not calibrated for this local model: run `upcall judge train`; nothing goes up"
 
     @property
     def code(self) -> str:

@@ -6,6 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+TYPICAL = 5.0
+"""Logarithmic length that counts as neither short nor long: 150 characters."""
+SPAN = (-2.5, 3.0)
+"""Around it, where length tells something: from 12 characters to 3,000, as many as the encoder reads."""
+
 
 def log_length(prompts: Sequence[str]) -> NDArray[np.float32]:
     """Logarithm of the characters of each prompt's question, without the choices it offers; shape `(len(prompts),)`.

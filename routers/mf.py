@@ -14,7 +14,7 @@ from routers.graph import ARTIFACTS, Graph
 class MatrixFactorizationRouter:
     """Scores a model on a prompt as v · (P[m] ⊙ W x); the win rate is the logistic of the strong model's lead.
 
-    A term for the length of the question counts as much as the lead does, as measured by their spread.
+    Beside the prompt's vector, x holds the length of its question and the product of the two.
 
     Raises:
         RouterError: the artifact is missing, damaged or for another encoder.

@@ -3,7 +3,7 @@
 import datetime
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +38,12 @@ def calibrate(
     sources: Sequence[Source],
     lead_of: Callable[[int, NDArray[np.intp]], Floats],
     data_sha256: str,
+    everyday: Floats | None = None,
 ) -> Fitted:
     """Fit the router's leads to the outcomes of the prompts held back; `weights` make the version.
 
-    `lead_of` gives the leads on some rows of a source, by its number.
+    `lead_of` gives the leads on some rows of a source, by its number. Thresholds come from `everyday`, the leads on
+    prompts as people send them; without it, from the prompts held back, which are harder than those.
     """
     leads, outcomes, shares = [], [], []
     for number, source in enumerate(sources):
@@ -63,6 +65,11 @@ def calibrate(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(), data_sha256=data_sha256, weights=share,
         sample="prompts kept from training: " + ", ".join(f"{part:.0%} {name}" for name, part in MIX.items()),
     )  # fmt: skip
+    if everyday is not None:
+        scores = 1 / (1 + np.exp(-(slope * everyday + intercept)))
+        sample = f"thresholds: prompts that people sent to the Chatbot Arena; reliability: {calibration.sample}"
+        ordinary = measured(router, calibration.version, scores, date=calibration.date, sample=sample)
+        calibration = replace(calibration, sample=sample, n=ordinary.n, quantiles=ordinary.quantiles)
     return Fitted(slope, intercept, calibration)
 
 

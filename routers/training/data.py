@@ -95,15 +95,6 @@ def votes(data: Path) -> Votes:
     )
 
 
-def prompt_key(prompt: str) -> str:
-    """Stands for `prompt` where its text is not kept."""
-    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-GOLDEN = Path(__file__).parent / "golden.json"
-"""How likely a local model finds the right choice, by `prompt_key`; `benchmarks/golden.py` writes it."""
-
-
 def fingerprint(data: Path, names: list[str]) -> str:
     """Hash of the data files `names`, so that an artifact says what it came from."""
     digest = hashlib.sha256()

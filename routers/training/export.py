@@ -20,18 +20,21 @@ def write_mf(
     direction: Floats,
     strong: int,
     weak: int,
-    length_mean: float,
-    length_scale: float,
+    mean: Floats,
+    typical_length: float,
+    length_span: tuple[float, float],
     calibration: tuple[float, float],
     metadata: Mapping[str, str],
 ) -> None:
     """Write the router's graph: vectors (n, d) and logarithmic lengths (n, 1) to win rates (n,).
 
-    `projection` has shape (d, rank), `models` (models, rank) with unit rows, `direction` (rank,).
+    `mean` has shape (d,), `projection` (2 d + 1, rank), `models` (models, rank) with unit rows, `direction` (rank,).
     """
     weights: dict[str, NDArray[np.float32] | NDArray[np.int64]] = {
-        "length_mean": np.array(length_mean, dtype=np.float32),
-        "length_scale": np.array(length_scale, dtype=np.float32),
+        "mean": mean,
+        "typical_length": np.array(typical_length, dtype=np.float32),
+        "shortest": np.array(length_span[0], dtype=np.float32),
+        "longest": np.array(length_span[1], dtype=np.float32),
         "projection": projection,
         "models": models,
         "direction": direction[:, None],
@@ -42,22 +45,65 @@ def write_mf(
         "last_axis": np.array([1], dtype=np.int64),
     }
     nodes = [
-        helper.make_node("MatMul", ["embedding", "projection"], ["projected"]),
+        helper.make_node("Sub", ["embedding", "mean"], ["centred"]),
+        helper.make_node("Sub", ["log_length", "typical_length"], ["relative"]),
+        helper.make_node("Clip", ["relative", "shortest", "longest"], ["length"]),
+        helper.make_node("Mul", ["centred", "length"], ["product"]),
+        helper.make_node("Concat", ["centred", "length", "product"], ["inputs"], axis=1),
+        helper.make_node("MatMul", ["inputs", "projection"], ["projected"]),
         helper.make_node("Gather", ["models", "strong"], ["strong_model"]),
         helper.make_node("Gather", ["models", "weak"], ["weak_model"]),
         helper.make_node("Sub", ["strong_model", "weak_model"], ["model_difference"]),
         helper.make_node("Mul", ["projected", "model_difference"], ["interaction"]),
-        helper.make_node("MatMul", ["interaction", "direction"], ["difference"]),
-        helper.make_node("Sub", ["log_length", "length_mean"], ["centred"]),
-        helper.make_node("Mul", ["centred", "length_scale"], ["length"]),
-        helper.make_node("Add", ["difference", "length"], ["lead"]),
+        helper.make_node("MatMul", ["interaction", "direction"], ["lead"]),
         helper.make_node("Mul", ["lead", "slope"], ["sloped"]),
         helper.make_node("Add", ["sloped", "intercept"], ["logit"]),
         helper.make_node("Sigmoid", ["logit"], ["win_rates"]),
         helper.make_node("Squeeze", ["win_rates", "last_axis"], ["win_rate"]),
     ]
-    inputs = {"embedding": len(projection), "log_length": 1}
+    inputs = {"embedding": len(mean), "log_length": 1}
     _write(path, "mf", nodes, weights, inputs, metadata)
+
+
+def write_second_look(
+    path: Path, *, hidden: Floats, plain: Floats, intercept: float, metadata: Mapping[str, str]
+) -> None:
+    """Write the graph from a first score (n, 1), signals (n, k) and hidden states (n, d) to win rates (n,).
+
+    `hidden` has shape (d,), without the input where d is 0; `plain` (1 + k,) weighs the first score's logit and the
+    signals.
+    """
+    weights: dict[str, NDArray[np.float32] | NDArray[np.int64]] = {
+        "one": np.array(1, dtype=np.float32),
+        "least": np.array(1e-4, dtype=np.float32),
+        "most": np.array(1 - 1e-4, dtype=np.float32),
+        "plain": plain[:, None],
+        "intercept": np.array(intercept, dtype=np.float32),
+        "last_axis": np.array([1], dtype=np.int64),
+    }
+    nodes = [
+        helper.make_node("Clip", ["first_score", "least", "most"], ["chance"]),
+        helper.make_node("Sub", ["one", "chance"], ["rest"]),
+        helper.make_node("Div", ["chance", "rest"], ["odds"]),
+        helper.make_node("Log", ["odds"], ["first_logit"]),
+        helper.make_node("Concat", ["first_logit", "signals"], ["inputs"], axis=1),
+        helper.make_node("MatMul", ["inputs", "plain"], ["plain_part"]),
+        helper.make_node("Add", ["plain_part", "intercept"], ["without_hidden"]),
+    ]
+    inputs = {"first_score": 1, "signals": len(plain) - 1}
+    logit = "without_hidden"
+    if len(hidden):
+        inputs["hidden"], logit = len(hidden), "logit"
+        weights["direction"] = hidden[:, None]
+        nodes += [
+            helper.make_node("MatMul", ["hidden", "direction"], ["hidden_part"]),
+            helper.make_node("Add", ["without_hidden", "hidden_part"], ["logit"]),
+        ]
+    nodes += [
+        helper.make_node("Sigmoid", [logit], ["win_rates"]),
+        helper.make_node("Squeeze", ["win_rates", "last_axis"], ["win_rate"]),
+    ]
+    _write(path, "second_look", nodes, weights, inputs, metadata)
 
 
 def _write(

@@ -2,9 +2,10 @@
 
 As in RouteLLM (arXiv 2406.18665 §4.2) a model's score on a prompt is v · (P[m]/|P[m]| ⊙ W x) and the chance that one
 model beats another the logistic of the difference of their scores. What differs: the prompt vector x comes from an
-encoder on this machine; marks and correctness of many models train one factorization, each part of a source with an
-offset of its own, ties counting as half; a model's row is its tier's plus a deviation that is held small, since most
-models appear in one source only; and a term for the length of the question stands beside it.
+encoder on this machine, and beside it stand the length of the question and its product with x, since a long problem is
+hard where a long chat need not be; marks and correctness of many models train one factorization, each source with an
+offset of its own, ties counting as half; and the models of a tier share a row, since most of them appear in one source
+only.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from routers.calibration import Calibration
+from routers.features import SPAN, TYPICAL
 from routers.graph import ARTIFACTS
 from routers.training import data, pairs
 from routers.training.calibrate import calibrate
@@ -31,99 +33,143 @@ from routers.training.export import write_mf
 class Settings:
     """What was chosen on held-out sources; `routers/results/README.md` says how."""
 
-    rank: int = 64
-    steps: int = 400
-    batch: int = 4096
-    learning_rate: float = 2e-2
-    noise: float = 0.1
-    """Of Gaussian noise on each component of the prompt vector, as much as RouteLLM adds; applied in expectation."""
-    deviation_decay: float = 10.0
+    rank: int = 16
+    steps: int = 30
+    noise: float = 0.12
+    """Of Gaussian noise on each component of the prompt vector, near RouteLLM's; applied in expectation."""
+    length_noise: float = 0.04
+    product_noise: float = 0.12
     seed: int = 0
 
 
 class MatrixFactorization(torch.nn.Module):
     """Scores of models on prompts, for training; serving uses its ONNX export."""
 
-    def __init__(self, dimension: int, tiers: NDArray[np.int64], groups: int, settings: Settings) -> None:
+    def __init__(self, dimension: int, tiers: int, groups: int, settings: Settings) -> None:
         super().__init__()
-        self.tiers = torch.nn.Parameter(torch.randn(int(tiers.max()) + 1, settings.rank))
-        self.deviations = torch.nn.Parameter(torch.zeros(len(tiers), settings.rank))
-        self.tier_of = torch.from_numpy(tiers)
+        self.tiers = torch.nn.Parameter(torch.randn(tiers, settings.rank))
         self.projection = torch.nn.Parameter(torch.zeros(dimension, settings.rank))
         self.direction = torch.nn.Parameter(torch.randn(settings.rank) / settings.rank**0.5)
         self.offsets = torch.nn.Parameter(torch.zeros(groups))
 
     def models(self) -> torch.Tensor:
-        """Unit rows: one per model, then one per tier."""
-        rows = torch.cat([self.tiers[self.tier_of] + self.deviations, self.tiers])
-        return torch.nn.functional.normalize(rows, dim=1)
+        """Unit rows, one per tier."""
+        return torch.nn.functional.normalize(self.tiers, dim=1)
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """What to multiply prompts with for the lead of the first model over the second, shape `(pairs, dimension)`."""
+        """What to multiply inputs with for the lead of the first tier over the second, shape `(pairs, dimension)`."""
         models = self.models()
         return ((models[first] - models[second]) * self.direction) @ self.projection.T
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A factorization, and the term for length beside it."""
+    """A factorization, and the vector that its prompts are seen from."""
 
     model: MatrixFactorization
-    length_mean: float = 0.0
-    length_scale: float = 0.0
-    """What a unit of logarithmic length adds to the lead."""
+    mean: Rows
+    """Of the prompt vectors, each source counting the same."""
 
     def lead(self, vectors: Rows, lengths: Rows) -> NDArray[np.float64]:
         """Of the strong tier over the weak one, per prompt, before calibration."""
-        strong, weak = len(self.model.tier_of) + pairs.STRONG, len(self.model.tier_of) + pairs.WEAK
         with torch.no_grad():
-            line = self.model(torch.tensor([strong]), torch.tensor([weak]))[0].double().numpy()
-        return np.asarray(vectors @ line + (lengths - self.length_mean) * self.length_scale)
+            line = self.model(torch.tensor([pairs.STRONG]), torch.tensor([pairs.WEAK]))[0].double().numpy()
+        return np.asarray(inputs(vectors, lengths, self.mean) @ line)
+
+
+def inputs(vectors: Rows, lengths: Rows, mean: Rows) -> Rows:
+    """Centred vectors, relative logarithmic lengths and their products, shape `(n, 2 * dimension + 1)`."""
+    relative = np.clip(lengths - TYPICAL, *SPAN)[:, None]
+    centred = vectors - mean
+    return np.concatenate([centred, relative, centred * relative], axis=1).astype(np.float32)
 
 
 def fit(
     vectors: Rows, lengths: Rows, comparisons: pairs.Comparisons, settings: Settings, progress: bool = False
 ) -> Trained:
-    """Train on `comparisons` between rows of `vectors`, then give length the spread that the learned lead has.
-
-    A weight of the length that was learned with the rest carried over to held-out sources worse than this equal one.
-    """
-    model = _factorize(vectors, comparisons, settings, progress)
-    used = np.unique(comparisons.prompt)
-    spread = Trained(model).lead(vectors[used], lengths[used]).std()
-    return Trained(model, float(lengths[used].mean()), float(spread / lengths[used].std()))
+    """Train on `comparisons` between rows of `vectors`."""
+    share = np.bincount(comparisons.prompt, comparisons.weight, len(vectors))
+    mean = np.average(vectors, axis=0, weights=share).astype(np.float32)
+    return Trained(_factorize(inputs(vectors, lengths, mean), comparisons, settings, progress), mean)
 
 
-def _factorize(
-    vectors: Rows, comparisons: pairs.Comparisons, settings: Settings, progress: bool
-) -> MatrixFactorization:
+def _factorize(rows: Rows, comparisons: pairs.Comparisons, settings: Settings, progress: bool) -> MatrixFactorization:
     torch.set_num_threads(1)  # two wait for each other at every step where the machine is busy
     torch.manual_seed(settings.seed)
-    generator = np.random.default_rng(settings.seed)
-    inputs = torch.from_numpy(vectors)
-    model = MatrixFactorization(inputs.shape[1], comparisons.tiers, int(comparisons.group.max()) + 1, settings)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    distinct, numbered = np.unique(np.stack([comparisons.first, comparisons.second]), axis=1, return_inverse=True)
-    first, second = torch.from_numpy(distinct[0]), torch.from_numpy(distinct[1])
-    columns = (comparisons.prompt, numbered, comparisons.group, comparisons.outcome, comparisons.spread)
-    prompt, pair, group, outcome, spread = (torch.from_numpy(each) for each in columns)
-    cumulative = np.cumsum(comparisons.weight, dtype=np.float64)
-    for _ in track(range(settings.steps), description="Training mf", disable=not progress):
-        drawn = torch.from_numpy(np.searchsorted(cumulative, generator.random(settings.batch) * cumulative[-1]))
-        lines = model(first, second)
-        lead = (inputs[prompt[drawn]] @ lines.T).gather(1, pair[drawn, None])[:, 0]
-        # Leads are in units of their source's spread and count by it, so that no source dominates by its scale.
-        logits = 2 * spread[drawn] * lead + model.offsets[group[drawn]]
-        misfit = torch.nn.functional.binary_cross_entropy_with_logits(logits, outcome[drawn], reduction="none")
-        noise = settings.noise**2 / 2 * lines.square().sum(dim=1)[pair[drawn]].mean()
-        loss = (misfit / spread[drawn].square()).mean() + noise
-        (loss + settings.deviation_decay * model.deviations.square().mean()).backward()
-        optimizer.step()
+    dimension = rows.shape[1] // 2
+    blocks = ((settings.noise, dimension), (settings.length_noise, 1), (settings.product_noise, dimension))
+    noise = torch.cat([torch.full((width,), level) for level, width in blocks])
+    model = MatrixFactorization(
+        rows.shape[1], int(comparisons.tiers.max()) + 1, int(comparisons.group.max()) + 1, settings
+    )
+    parts = [_part(rows, comparisons, number) for number in range(len(model.offsets))]
+    # Not in batches drawn at random: their noise would drown sources whose leads are small.
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=PER_STEP, history_size=20, line_search_fn="strong_wolfe", tolerance_change=1e-9
+    )
+
+    def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        schedule.step()
+        total = torch.zeros(())
+        for number, part in enumerate(parts):
+            lines = model(part.first, part.second)
+            lead = (part.rows @ lines.T)[part.prompt, part.pair] + model.offsets[number]
+            # Leads are in units of their source's spread and count by it, so that no source dominates by its scale.
+            misfit = torch.nn.functional.binary_cross_entropy_with_logits(
+                2 * part.spread * lead, part.outcome, part.weight, reduction="sum"
+            )
+            blurred = (noise * lines).square().sum(dim=1) @ part.share / 2
+            total = total + (misfit / part.spread**2 + blurred) / len(parts)
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    for _ in track(range(settings.steps // PER_STEP), description="Training mf", disable=not progress):
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
     model.eval()
     return model
+
+
+PER_STEP = 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The comparisons of one source."""
+
+    rows: torch.Tensor
+    """Inputs of its prompts."""
+    first: torch.Tensor
+    """Tiers, one per pair of them that meets."""
+    second: torch.Tensor
+    share: torch.Tensor
+    """How much each pair counts."""
+    prompt: torch.Tensor
+    """One per comparison, as are the following."""
+    pair: torch.Tensor
+    outcome: torch.Tensor
+    weight: torch.Tensor
+    spread: float
+
+
+def _part(rows: Rows, comparisons: pairs.Comparisons, number: int) -> _Part:
+    among = np.flatnonzero(comparisons.group == number)
+    prompt = comparisons.prompt[among]
+    tiers = comparisons.tiers[np.stack([comparisons.first[among], comparisons.second[among]])]
+    distinct, pair = np.unique(tiers, axis=1, return_inverse=True)
+    weight = comparisons.weight[among] / comparisons.weight[among].sum()
+    share = np.bincount(pair, weight).astype(np.float32)
+    first, second = torch.from_numpy(distinct[0]), torch.from_numpy(distinct[1])
+    return _Part(
+        torch.from_numpy(rows[prompt.min() : prompt.max() + 1]),
+        first,
+        second,
+        torch.from_numpy(share),
+        torch.from_numpy(prompt - prompt.min()),
+        torch.from_numpy(pair),
+        torch.from_numpy(comparisons.outcome[among]),
+        torch.from_numpy(weight),
+        float(comparisons.spread[among[0]]),
+    )
 
 
 def train(
@@ -140,27 +186,29 @@ def train(
     settings = settings or Settings()
     every = data.sources(data_folder)
     embeddings = Embeddings(encoder)
-    inputs = [embeddings.inputs(source.prompts, source.name) for source in every]
-    vectors, lengths = (np.concatenate([each[part] for each in inputs]) for part in (0, 1))
+    known = [embeddings.inputs(source.prompts, source.name) for source in every]
+    vectors, lengths = (np.concatenate([each[part] for each in known]) for part in (0, 1))
     kept = [~pairs.held_back(source.prompts) for source in every]
     trained = fit(vectors, lengths, pairs.compare(every, kept), settings, progress)
     model = trained.model
     fitted = calibrate(
         "mf",
-        [parameter.detach().numpy() for parameter in model.parameters()],
+        [trained.mean, *(parameter.detach().numpy() for parameter in model.parameters())],
         every,
-        lambda number, rows: trained.lead(inputs[number][0][rows], inputs[number][1][rows]),
-        data.fingerprint(data_folder, [source.name for source in every]),
+        lambda number, rows: trained.lead(known[number][0][rows], known[number][1][rows]),
+        data.fingerprint(data_folder, ["arena55k_subset", *(source.name for source in every)]),
+        everyday=trained.lead(*embeddings.inputs(data.votes(data_folder).prompts, "arena prompts")),
     )
     write_mf(
         out / "mf.onnx",
         projection=model.projection.detach().numpy(),
         models=model.models().detach().numpy(),
         direction=model.direction.detach().numpy(),
-        strong=len(model.tier_of) + pairs.STRONG,
-        weak=len(model.tier_of) + pairs.WEAK,
-        length_mean=trained.length_mean,
-        length_scale=trained.length_scale,
+        strong=pairs.STRONG,
+        weak=pairs.WEAK,
+        mean=trained.mean,
+        typical_length=TYPICAL,
+        length_span=SPAN,
         calibration=(fitted.slope, fitted.intercept),
         metadata={
             "version": fitted.calibration.version,

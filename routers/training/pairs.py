@@ -24,7 +24,7 @@ class Comparisons:
     outcome: NDArray[np.float32]
     """1 where the first was better, 0 where the second was, a half where they were equal."""
     group: NDArray[np.int64]
-    """The part of a source: outcomes compare within one."""
+    """The source: outcomes compare within one."""
     spread: NDArray[np.float32]
     """Of the source: standard deviation over its prompts of the strong models' mean lead."""
     weight: NDArray[np.float32]
@@ -43,11 +43,9 @@ def compare(sources: Sequence[Source], keep: Sequence[NDArray[np.bool_]]) -> Com
     """
     names: list[str] = []
     tiers: list[int] = []
-    groups: dict[tuple[str, str], int] = {}
     columns: list[tuple[NDArray[np.generic], ...]] = []
     start = 0
-    for source, kept in zip(sources, keep, strict=True):
-        group = np.array([groups.setdefault((source.name, part), len(groups)) for part in source.groups])
+    for number, (source, kept) in enumerate(zip(sources, keep, strict=True)):
         spread = _spread(source, kept)
         first = len(names)
         names += [f"{source.name}/{model}" for model in (*source.strong, "ideal", *source.weak)]
@@ -65,17 +63,17 @@ def compare(sources: Sequence[Source], keep: Sequence[NDArray[np.bool_]]) -> Com
                         np.full(len(rows), first + strong),
                         np.full(len(rows), first + len(better) + weak),
                         (0.5 + lead[rows] / 2).astype(np.float32),
-                        group[rows],
+                        np.full(len(rows), number),
                         np.full(len(rows), spread),
                         np.full(len(rows), share / len(source.weak) / len(rows)),
                     )
                 )
         start += len(source.prompts)
-    prompt, better_model, worse, outcome, part, spreads, weight = (
+    prompt, better_model, worse, outcome, group, spreads, weight = (
         np.concatenate(each) for each in zip(*columns, strict=True)
     )
     return Comparisons(
-        prompt, better_model, worse, outcome, part, spreads.astype(np.float32), weight.astype(np.float32),
+        prompt, better_model, worse, outcome, group, spreads.astype(np.float32), weight.astype(np.float32),
         names, np.array(tiers),
     )  # fmt: skip
 

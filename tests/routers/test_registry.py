@@ -85,9 +85,9 @@ def test_artifact_with_nan_is_a_clear_error(encoder: Encoder, tmp_path: Path) ->
 def test_artifact_of_another_encoder_is_a_clear_error(encoder: Encoder, tmp_path: Path) -> None:
     model = onnx.load("routers/artifacts/mf/mf.onnx")
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 384
-    projection = next(each for each in model.graph.initializer if each.name == "projection")
-    narrow = numpy_helper.to_array(projection)[512 - 384 :]
-    projection.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(narrow), "projection"))
+    for name, rows in {"mean": 384, "projection": 2 * 384 + 1}.items():
+        weights = next(each for each in model.graph.initializer if each.name == name)
+        weights.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(weights)[:rows]), name))
     file = tmp_path / "mf.onnx"
     file.write_bytes(model.SerializeToString())
     with pytest.raises(RouterError, match="another encoder"):

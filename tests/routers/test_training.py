@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch (make train-deps)")
 
+from routers.features import SPAN, TYPICAL  # noqa: E402
 from routers.training import data as training_data  # noqa: E402
 from routers.training import mf, pairs  # noqa: E402
 from routers.training.export import write_mf  # noqa: E402
@@ -48,11 +49,11 @@ def _source(n: int = 400) -> tuple[training_data.Source, np.ndarray]:
 
 def test_training_finds_what_makes_prompts_hard_and_the_export_agrees_with_torch(tmp_path: Path) -> None:
     source, vectors = _source()
-    lengths = np.random.default_rng(1).random(len(vectors)).astype(np.float32)
+    lengths = np.random.default_rng(1).uniform(0, 12, len(vectors)).astype(np.float32)
     comparisons = pairs.compare([source], [np.ones(len(vectors), dtype=bool)])
-    trained = mf.fit(vectors, lengths, comparisons, mf.Settings(steps=150, batch=256, noise=0.04))
-    without = mf.Trained(trained.model).lead(vectors, lengths)
-    assert np.corrcoef(without, vectors[:, 0])[0, 1] > 0.9
+    trained = mf.fit(vectors, lengths, comparisons, mf.Settings(steps=60, noise=0.04))
+    typical = np.full(len(vectors), TYPICAL, dtype=np.float32)
+    assert np.corrcoef(trained.lead(vectors, typical), vectors[:, 0])[0, 1] > 0.9
 
     model = trained.model
     path = tmp_path / "mf.onnx"
@@ -61,10 +62,11 @@ def test_training_finds_what_makes_prompts_hard_and_the_export_agrees_with_torch
         projection=model.projection.detach().numpy(),
         models=model.models().detach().numpy(),
         direction=model.direction.detach().numpy(),
-        strong=len(model.tier_of) + pairs.STRONG,
-        weak=len(model.tier_of) + pairs.WEAK,
-        length_mean=trained.length_mean,
-        length_scale=trained.length_scale,
+        strong=pairs.STRONG,
+        weak=pairs.WEAK,
+        mean=trained.mean,
+        typical_length=TYPICAL,
+        length_span=SPAN,
         calibration=(1.5, -0.2),
         metadata={"version": "test"},
     )
@@ -77,7 +79,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     source, vectors = _source(100)
     comparisons = pairs.compare([source], [np.ones(100, dtype=bool)])
     lengths = np.linspace(0, 1, 100, dtype=np.float32)
-    first, second = (mf.fit(vectors, lengths, comparisons, mf.Settings(steps=20, batch=64)) for _ in range(2))
+    first, second = (mf.fit(vectors, lengths, comparisons, mf.Settings(steps=20)) for _ in range(2))
     assert np.array_equal(first.lead(vectors, lengths), second.lead(vectors, lengths))
 
 

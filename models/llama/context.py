@@ -30,6 +30,7 @@ class Model:
         if not self.pointer:
             raise LoadError(f"{path} cannot be loaded: {_reason(log)}; pull the model again or choose another file")
         self.metadata = _metadata(self.pointer)
+        self.size: int = lib.llama_model_size(self.pointer)
         self.vocabulary = Vocabulary(self.pointer)
         # Recurrent states and sliding windows cannot be cut back to an earlier position.
         self.rewinds = not (
@@ -78,6 +79,7 @@ class Context:
             )
         self._memory = lib.llama_get_memory(self._pointer)
         self.cells: int = lib.llama_n_ctx(self._pointer)
+        self._rows: dict[int, NDArray[np.float32]] = {}
         self._batch = lib.llama_batch()
         self._tokens = np.zeros(size, np.int32)
         self._positions = np.zeros(size, np.int32)
@@ -128,10 +130,11 @@ class Context:
 
     def row(self, index: int) -> NDArray[np.float32]:
         """The logits at a batch index, shape `(n_vocab,)`: a view until the next decode."""
-        row: NDArray[np.float32] = np.ctypeslib.as_array(
-            lib.llama_get_logits_ith(self._pointer, index), (self.n_vocab,)
-        )
-        return row
+        pointer = lib.llama_get_logits_ith(self._pointer, index)
+        address = ctypes.addressof(pointer.contents)
+        if address not in self._rows:  # few addresses ever come up, and a view costs more than the lookup
+            self._rows[address] = np.ctypeslib.as_array(pointer, (self.n_vocab,))
+        return self._rows[address]
 
     def hidden(self, index: int) -> NDArray[np.float32]:
         """The last hidden state at a batch index, shape `(n_embd,)`, after `decode(hidden=True)`: a view like `row`."""

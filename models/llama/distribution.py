@@ -9,10 +9,14 @@ from numpy.typing import NDArray
 
 
 class Distribution:
-    """The softmax of `row`, float32 of shape `(n_vocab,)`, which must stay as it is while this is used."""
+    """The softmax of `row`, float32 of shape `(n_vocab,)`, which must stay as it is while this is used.
 
-    def __init__(self, row: NDArray[np.float32]) -> None:
+    `scratch`, of the same shape, is overwritten: fresh memory for each token would cost more than the sums over it.
+    """
+
+    def __init__(self, row: NDArray[np.float32], scratch: NDArray[np.float32] | None = None) -> None:
         self._row = row
+        self._scratch = scratch
         self.argmax = int(row.argmax())
 
     @property
@@ -24,7 +28,8 @@ class Distribution:
     def entropy(self) -> float:
         """In nats."""
         powers, total = self._powers
-        return self._log_total - float(powers @ self._row) / total
+        # Not a product of BLAS, which would wake threads of its own beside llama.cpp's.
+        return self._log_total - float(np.einsum("i,i", powers, self._row)) / total
 
     @property
     def margin(self) -> float:
@@ -49,7 +54,8 @@ class Distribution:
 
     @cached_property
     def _powers(self) -> tuple[NDArray[np.float32], float]:
-        powers = np.exp(self._row - self._row[self.argmax])
+        powers = np.subtract(self._row, self._row[self.argmax], out=self._scratch)
+        np.exp(powers, out=powers)
         return powers, float(powers.sum())
 
     @cached_property

@@ -27,6 +27,8 @@ _SMALLEST_CHUNK = 32
 """Prompt tokens per step beside running answers. Llama 3 8B reads 16 at a time at half the speed of 64."""
 _SMALLEST_BATCH = 128
 """The same with nobody to hold up."""
+_IDLE_SHARE = 0.01
+"""Of the weights' size: keys and values of idle conversations that a step may have to read beside the weights."""
 _LONGEST_STEP = 4.0
 """Seconds that a newcomer may have to wait for a step that only reads prompts, where larger ones hardly read faster."""
 
@@ -95,9 +97,15 @@ class Engine:
         self._context = context
         self._settings = settings
         self._pool = SlotPool(
-            context, settings.slots, context_length, saved_bytes=settings.saved_bytes, rewinds=model.rewinds
+            context,
+            settings.slots,
+            context_length,
+            saved_bytes=settings.saved_bytes,
+            idle_bytes=int(model.size * _IDLE_SHARE),
+            rewinds=model.rewinds,
         )
         self._candidates = Candidates(model.vocabulary.size)
+        self._scratch = np.empty(model.vocabulary.size, np.float32)
         self._wake = threading.Condition()
         self._waiting: deque[Task] = deque()
         self._ended = False
@@ -123,6 +131,11 @@ class Engine:
                 )
             self._waiting.extend(tasks)
             self._wake.notify()
+
+    def load(self) -> tuple[int, int]:
+        """Choices that are being answered, and those that wait for a slot."""
+        with self._wake:
+            return len(self._answers), len(self._waiting)
 
     def cancel(self, task: Task) -> None:
         """End the task without another word; a prompt being processed is broken off."""
@@ -165,7 +178,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Give slots to the head of the queue, first come first served."""
-        while True:
+        while self._waiting:
             with self._wake:
                 self._drop_cancelled()
                 task = self._waiting.popleft() if self._waiting else None
@@ -180,7 +193,7 @@ class Engine:
             if slot is None:
                 break
         with self._wake:
-            waiting = list(self._waiting)
+            waiting = tuple(self._waiting)
         for position, task in enumerate(waiting):
             if task.position != position:
                 task.position = position
@@ -269,7 +282,7 @@ class Engine:
     def _advance(self, answer: "_Answer") -> None:
         """Take the answer's next token from the logits just computed."""
         task, row = answer.task, self._context.row(answer.row)
-        distribution = Distribution(row)
+        distribution = Distribution(row, self._scratch)
         if not distribution.is_number:
             message = "The model computes no numbers: its file is damaged; pull it again or choose another."
             return self._fail(answer, FailureCode.UNAVAILABLE, message)

@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from models.llama.native import captured_log, lib
 from models.llama.vocabulary import Vocabulary
 
+_REACH = 12.0
+"""Nats below the likeliest token within which a few hundred others lie; those below count for nothing."""
+_MOST_AT_ONCE = 8192
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -29,6 +33,13 @@ class Sampling:
     """GBNF that the answer must follow."""
     grammar_trigger: str | None = None
     """Text after which the grammar holds; None: from the start."""
+
+    @property
+    def enough(self) -> int:
+        """How many of the likeliest tokens decide; 0: it takes all of them."""
+        raises = any(bias > 0 for _, bias in self.logit_bias) or self.presence_penalty or self.frequency_penalty
+        best = 1 if self.temperature <= 0 else max(self.top_k, 0)
+        return 0 if raises or not best else best + len(self.logit_bias)
 
 
 class NoTokenLeftError(Exception):
@@ -53,6 +64,14 @@ class Candidates:
         self.logits[:] = row
         self._reset(len(self._words))
 
+    def fill_best(self, row: NDArray[np.float32], greatest: float, count: int) -> None:
+        """The likeliest tokens with their logits: at least `count`, the greatest of which is `greatest`."""
+        ids = np.flatnonzero(row > greatest - _REACH)
+        if not count <= len(ids) <= _MOST_AT_ONCE:
+            return self.fill(row)
+        self._words[: len(ids), 0], self.logits[: len(ids)] = ids, row[ids]
+        return self._reset(len(ids))
+
     def only(self, token: int) -> None:
         """One token, with a logit that a grammar turns into -inf where it forbids it."""
         self._words[0, 0], self.logits[0] = token, 0.0
@@ -74,6 +93,7 @@ class Sampler:
         self._tail = b""
         self._vocabulary = vocabulary
         self._chain: Any = None
+        self._enough = sampling.enough
         changed = sampling.logit_bias or sampling.presence_penalty or sampling.frequency_penalty
         if sampling.temperature > 0 or changed or self._grammar:
             self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
@@ -88,7 +108,11 @@ class Sampler:
         """
         if self._chain is None:
             return argmax
-        token = self._pick(row, candidates, constrained=False)
+        if self._enough:
+            candidates.fill_best(row, float(row[argmax]), self._enough)
+        else:
+            candidates.fill(row)
+        token = self._pick(candidates)
         if self._trigger is not None:
             self._watch(token, self._trigger)
         elif self._grammar is not None:
@@ -96,7 +120,11 @@ class Sampler:
             candidates.only(token)
             lib.llama_sampler_apply(self._grammar, ctypes.byref(candidates.array))
             if candidates.logits[0] < 0:
-                token = self._pick(row, candidates, constrained=True)
+                candidates.fill(row)
+                lib.llama_sampler_apply(self._grammar, ctypes.byref(candidates.array))
+                if not np.isfinite(candidates.logits.max()):  # llama.cpp aborts the process on an empty choice
+                    raise NoTokenLeftError
+                token = self._pick(candidates)
             lib.llama_sampler_accept(self._grammar, token)
         lib.llama_sampler_accept(self._chain, token)
         return token
@@ -112,12 +140,7 @@ class Sampler:
         else:
             self._trigger = None
 
-    def _pick(self, row: NDArray[np.float32], candidates: Candidates, *, constrained: bool) -> int:
-        candidates.fill(row)
-        if constrained:
-            lib.llama_sampler_apply(self._grammar, ctypes.byref(candidates.array))
-            if not np.isfinite(candidates.logits.max()):  # llama.cpp aborts the process on an empty choice
-                raise NoTokenLeftError
+    def _pick(self, candidates: Candidates) -> int:
         lib.llama_sampler_apply(self._chain, ctypes.byref(candidates.array))
         return int(candidates.array.data[candidates.array.selected].id)
 

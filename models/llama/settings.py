@@ -39,7 +39,7 @@ class LlamaSettings:
     """Free the model after so long without a request; 0: never."""
     saved_bytes: int = 256 * 1024 * 1024
     """Memory for the keys and values of conversations that lost their slot."""
-    confidence_tokens: int = 64
+    confidence_tokens: int = 32
     """How many tokens from the start of an answer come with a `Confidence` event."""
     hidden_state: bool = False
     """Whether each answer comes with a `Hidden` event, after its first token."""

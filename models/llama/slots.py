@@ -44,14 +44,18 @@ class SlotPool:
     """Hands out slots so that as little as possible of a prompt is computed again.
 
     All slots share the context's cells. A request is admitted only when the cells for its longest possible answer are
-    there, so none has to be thrown out half way. Idle slots keep what they hold until a request needs their place; then
-    it moves to memory outside the context, up to `saved_bytes`, least recently used first out.
+    there, so none has to be thrown out half way. Idle slots keep what they hold until a request needs their place or
+    they hold more than `idle_bytes` together: each step reads them, too. Then it moves to memory outside the context,
+    up to `saved_bytes`, least recently used first out.
     """
 
-    def __init__(self, context: Context, count: int, capacity: int, *, saved_bytes: int, rewinds: bool) -> None:
+    def __init__(
+        self, context: Context, count: int, capacity: int, *, saved_bytes: int, idle_bytes: int, rewinds: bool
+    ) -> None:
         self._context = context
         self._slots = [Slot(index, np.zeros(capacity, np.int32)) for index in range(count)]
         self._saved = _SavedStates(saved_bytes)
+        self._idle_bytes = idle_bytes
         self._rewinds = rewinds
         self._clock = 0
 
@@ -77,6 +81,7 @@ class SlotPool:
         self._clock += 1
         target.used, target.reserved, target.prompt = self._clock, reserve, prompt
         self._make_room()
+        self._put_aside()
         self._restore_better(target)
         target.leader = self._leader(target)
         return target
@@ -131,9 +136,20 @@ class SlotPool:
             length = 0
         slot.length = length
 
-    def _save(self, slot: Slot) -> None:
-        if self._rewinds and slot.length > _WORTH_WAITING:
-            self._saved.add(slot, self._context)
+    def _save(self, slot: Slot) -> bool:
+        """Whether all that is worth keeping of the slot is now in memory."""
+        return not self._rewinds or slot.length <= _WORTH_WAITING or self._saved.add(slot, self._context)
+
+    def _put_aside(self) -> None:
+        leaders = [slot.leader for slot in self._slots]
+        idle = [slot for slot in self._slots if slot.length and not slot.reserved and slot not in leaders]
+        held = sum(self._context.state_size(slot.index) for slot in idle)
+        for slot in sorted(idle, key=lambda slot: slot.used):
+            if held <= self._idle_bytes:
+                break
+            held -= self._context.state_size(slot.index)
+            if self._save(slot):
+                self._cut(slot, 0)
 
     def _make_room(self) -> None:
         def wanted() -> int:
@@ -187,16 +203,18 @@ class _SavedStates:
         self._budget = budget
         self._states: list[_State] = []
 
-    def add(self, slot: Slot, context: Context) -> None:
+    def add(self, slot: Slot, context: Context) -> bool:
+        """False where it is larger than the whole budget."""
         tokens = slot.held
         known = any(common_prefix(state.tokens, tokens) == len(tokens) for state in self._states)
         size = context.state_size(slot.index)
         if known or size > self._budget:
-            return
+            return known
         self._states = [state for state in self._states if common_prefix(state.tokens, tokens) < len(state.tokens)]
         while self._states and size + sum(state.data.nbytes for state in self._states) > self._budget:
             self._states.pop(0)
         self._states.append(_State(tokens.copy(), context.save(slot.index)))
+        return True
 
     def best(self, common: Callable[[Tokens], int]) -> _State | None:
         """The state of the greatest `common`, which becomes the last to go."""

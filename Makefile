@@ -29,7 +29,7 @@ run-pair: install ## the same with a second, larger local model in the place of 
 test: install ## run the tests; what the machine lacks is skipped with the reason (ARGS=... goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-deps: debian train-deps .venv-llmock/.installed tests/emulators/node_modules/.installed ## install what the tests need beyond Python (as root)
+test-deps: debian train-deps .venv-llmock/.installed .venv-clients/.installed tests/emulators/node_modules/.installed tests/clients/node_modules/.installed ## install what the tests need beyond Python (as root)
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
@@ -55,11 +55,14 @@ lock: ## resolve the dependencies anew, keeping what still fits (UPGRADE=--upgra
 	$(COMPILE) --group pyproject.toml:llama -o requirements-llama.lock
 	$(COMPILE) pyproject.toml --extra train -c requirements.lock --excludes .build/without-torch.txt -o requirements-train.lock
 	echo llmock | $(COMPILE) - -o tests/emulators/llmock.lock
+	printf '%s\n' $(CLIENTS) | $(COMPILE) - -o tests/clients/clients.lock
+# mcp is imported by litellm, which does not name it.
+CLIENTS := langchain-openai litellm llm mcp ollama
 COMPILE = .build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command "make lock" $(UPGRADE)
 
 clean: ## remove everything that was made here; the cached wheel and pulled models stay
-	rm -rf .venv .venv-llmock .build tests/emulators/node_modules .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-llmock .venv-clients .build tests/emulators/node_modules tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache
 
 .venv/.installed: requirements.lock requirements-llama.lock pyproject.toml .ci/llama_wheel.py .ci/nocommon.cmake
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; if it has another name: make PYTHON=/path/to/python"; exit 1; }
@@ -71,14 +74,20 @@ clean: ## remove everything that was made here; the cached wheel and pulled mode
 	touch $@
 
 .venv-llmock/.installed: tests/emulators/llmock.lock
-	$(PYTHON) -m venv .venv-llmock
-	.venv-llmock/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r $<
+.venv-clients/.installed: tests/clients/clients.lock
+.venv-llmock/.installed .venv-clients/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r $<
 	touch $@
 
 tests/emulators/node_modules/.installed: tests/emulators/package-lock.json | debian
 	@node -e 'const [major, minor] = process.versions.node.split("."); process.exit(major > 20 || major == 20 && minor >= 15 ? 0 : 1)' \
 		|| { echo "aimock needs Node 20.15 or newer, and this is $$(node --version): install a newer one and try again"; exit 1; }
 	npm ci --prefix tests/emulators --no-audit --no-fund
+	touch $@
+
+tests/clients/node_modules/.installed: tests/clients/package-lock.json | debian
+	npm ci --prefix tests/clients --no-audit --no-fund
 	touch $@
 
 .PHONY: debian

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from daemon import ask_cli, judge_cli, keys_cli, models_cli, routing_cli, service_cli
+from daemon import ask_cli, judge_cli, keys_cli, learn_cli, models_cli, routing_cli, service_cli
 from daemon.settings_cli import Flags, config_option, load_settings, settings_or_exit
 
 
@@ -34,7 +34,7 @@ def main() -> None:
 for command in (
     *(ask_cli.ask, ask_cli.status),
     *(models_cli.pull, models_cli.models, models_cli.rm),
-    *(routing_cli.routers, routing_cli.calibrate, routing_cli.train, routing_cli.evaluate),
+    *(routing_cli.routers, routing_cli.calibrate, routing_cli.train, routing_cli.evaluate, learn_cli.learn_model),
     *(keys_cli.key, service_cli.service, judge_cli.judge),
 ):
     cli.add_command(command)

@@ -4,19 +4,94 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import platformdirs
 import psutil
 
 from models.llama.quiz import Asked, Attempt, Quiz
+from routers.evaluation.second_look import Verdict
+from routers.evaluation.second_look import judge as judged
+from routers.registry import load
+from routers.second_look import beside
 from routers.training import attempts as kept
 from routers.training.attempts import Attempts
-from routers.training.questions import BLOCK, Question
+from routers.training.questions import BLOCK, Question, sample
+from routers.training.second_look import lessons, ship
 
 ON_BATTERY = 30.0
 """Seconds between two looks whether there is power again."""
+
+
+OnProgress: TypeAlias = Callable[[int, int, str], None]
+"""Hears how many questions are answered, of how many, and what is waited for, if anything."""
+TRAINING = {"mmlu_pro": 0.4, "agieval_en": 0.25, "crux": 0.2, "agieval_zh": 0.15}
+JUDGING = {"mmlu": 0.4, "mmlu_pro": 0.24, "agieval_en": 0.14, "crux": 0.12, "agieval_zh": 0.08, "gsm8k": 0.02}
+"""Shares of the questions that are asked to train, and to judge what was trained on other sources. The last takes a
+written answer of a hundred words each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What `learn` made."""
+
+    folder: Path
+    version: str
+    n: int
+    weak: float
+    """Share of the questions that the model was right on."""
+    error: float
+    """Expected calibration error on sources left out of training."""
+
+
+def learn(
+    model: Path,
+    data: Path,
+    encoder: Path,
+    count: int,
+    *,
+    out: Path | None = None,
+    threads: int = 0,
+    on_progress: OnProgress = lambda done, total, state: None,
+) -> Learnt:
+    """Ask the model about `count` questions and write its second look to `out`, by default beside it.
+
+    Raises as `ask` does.
+    """
+    sha256 = file_sha256(model)
+    questions = sample(data, {name: int(share * count) for name, share in TRAINING.items()})
+    attempts = ask(model, questions, folder(sha256), threads=threads, on_progress=on_progress)
+    some = lessons(questions, attempts, _scores("mf", questions, encoder))
+    out = out or beside(model, sha256)
+    calibration = ship(some, out, sha256)
+    return Learnt(out, calibration.version, len(attempts), some.weak.mean(), calibration.expected_calibration_error)
+
+
+def judge(
+    model: Path,
+    data: Path,
+    encoder: Path,
+    count: int,
+    *,
+    threads: int = 0,
+    on_progress: OnProgress = lambda done, total, state: None,
+) -> Verdict:
+    """Judge what can be learnt of the model, on `count` questions. Raises as `ask` does."""
+    questions = sample(data, {name: int(share * count) for name, share in JUDGING.items()})
+    attempts = ask(model, questions, folder(file_sha256(model)), threads=threads, on_progress=on_progress)
+    known = set(attempts.key.tolist())
+    questions = [question for question in questions if question.key in known]
+    first = {name: np.array(_scores(name, questions, encoder)) for name in ("mf", "knn")}
+    lengths = np.array([len(question.prompt) for question in questions], dtype=np.float64)
+    return judged(lessons(questions, attempts, first["mf"].tolist()), first, lengths)
+
+
+def _scores(router: str, questions: Sequence[Question], encoder: Path) -> list[float]:
+    loaded = load(router, encoder)
+    return [float(loaded.score([question.prompt])[0]) for question in questions]
 
 
 def file_sha256(path: Path) -> str:
@@ -35,12 +110,12 @@ def ask(
     where: Path,
     *,
     threads: int = 0,
-    on_progress: Callable[[int, int, str], None] = lambda done, total, state: None,
+    on_progress: OnProgress = lambda done, total, state: None,
 ) -> Attempts:
     """Put to the model those `questions` that it was not asked before, keeping its attempts in `where`.
 
     Gives way to other programs, and waits while the machine runs on battery. What is interrupted goes on from its last
-    block. `on_progress` hears how many are answered, of how many, and what it waits for.
+    block.
 
     Raises `LoadError` for a model that cannot be asked, `RouterError` where kept attempts are damaged.
     """
@@ -59,7 +134,7 @@ def ask(
                 while _on_battery():
                     on_progress(done, len(questions), "waiting for mains power")
                     time.sleep(ON_BATTERY)
-                asked = [Asked(question.prompt, question.labels) for question in block]
+                asked = [Asked(question.prompt, question.labels, question.max_tokens) for question in block]
                 found = [(block[index], attempt) for index, attempt in quiz.ask(asked)]
                 if found:
                     kept.append(where, _attempts(found))

@@ -93,14 +93,31 @@ def train(router: str, data: Path, out: Path | None) -> None:
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the results here.")
 @click.option("--plots", type=click.Path(path_type=Path), help="Also draw the curves in this folder.")
-def evaluate(names: str, benchmarks: str, data: Path | None, json_file: Path | None, plots: Path | None) -> None:
+@click.option("--second-look", metavar="MODEL", help="Judge the second look at this local model instead; needs --data.")
+@click.option("--questions", type=click.IntRange(min=200), default=3000, help="To ask MODEL, at most; 3000 by default.")
+def evaluate(
+    names: str,
+    benchmarks: str,
+    data: Path | None,
+    json_file: Path | None,
+    plots: Path | None,
+    second_look: str | None,
+    questions: int,
+) -> None:
     """Evaluate routers as RouteLLM did: APGR and CPT beside random choice, prompt length alone and the oracle."""
+    if second_look:
+        from daemon.learn_cli import evaluate_second_look
+
+        if data is None:
+            raise click.UsageError("--second-look needs the folder of the data files: name it with --data")
+        return evaluate_second_look(second_look, data, questions, json_file)
     module = training_module("routers.evaluation.__main__")
     data = data or _public_results(benchmarks.split(","))
     arguments = ["--routers", names, "--benchmarks", benchmarks, "--data", str(data), "--encoder", str(encoder_path())]
     for flag, value in (("--json", json_file), ("--plots", plots)):
         arguments += [] if value is None else [flag, str(value)]
     module.main(arguments)
+    return None
 
 
 def _public_results(benchmarks: Sequence[str]) -> Path:

@@ -95,7 +95,7 @@ class Quiz:
                 yield from zip(batch, self._answer([(questions[each], tokens[each]) for each in batch]), strict=True)
 
     def _tokens(self, question: Asked) -> Tokens:
-        text = f"{INSTRUCTION}\n\n{question.prompt}" if question.labels else question.prompt
+        text = f"{question.prompt}\n\n{INSTRUCTION}" if question.labels else question.prompt
         prompt: Tokens = self._renderer.prompt([{"role": "user", "content": text}], ())
         return prompt
 

@@ -10,9 +10,10 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
+from routers.training.data import leaks
 from routers.training.data import question as without_frame
 
-LONGEST = 600
+LONGEST = 280
 """Characters. Longer questions take a model on two cores seconds each."""
 LETTERS = "ABCDEFGHIJ"
 
@@ -38,6 +39,11 @@ class Question:
     @property
     def labels(self) -> tuple[str, ...]:
         return tuple(LETTERS[: self.choices]) if self.kind == "choice" else ()
+
+    @property
+    def max_tokens(self) -> int:
+        """Of an answer in words."""
+        return 256 if self.kind == "number" else 40
 
     def is_right(self, answer: str) -> bool:
         if self.kind == "choice":
@@ -68,7 +74,7 @@ def sample(data: Path, counts: Mapping[str, int]) -> list[Question]:
     for name, count in counts.items():
         pool = {each.key: each for each in ORIGINS[name].read(data) if len(each.prompt) <= LONGEST}
         chosen = [pool[key] for key in sorted(pool)[:count]]
-        drawn += [(place // BLOCK * BLOCK / max(len(chosen), 1), name, each) for place, each in enumerate(chosen)]
+        drawn += [((place // BLOCK + 1) * BLOCK / len(chosen), name, each) for place, each in enumerate(chosen)]
     return [each for _, _, each in sorted(drawn, key=lambda entry: entry[:2])]
 
 
@@ -84,27 +90,11 @@ def _mmlu(data: Path) -> Iterable[Question]:
 
 
 def _mmlu_pro(data: Path) -> Iterable[Question]:
-    flags = pq.read_table(data / "leakage_flags.parquet").to_pylist()
-    leaked = {row["prompt"] for row in flags if row["file"] == "mmlu_pro_wide.parquet"}
+    leaked = leaks(data, "mmlu_pro_wide")
     for row in pq.read_table(data / "mmlu_pro_wide.parquet").to_pylist():
         choices = len(re.findall(r"^[A-J]\. ", row["prompt"], re.MULTILINE))
-        if row["prompt"] not in leaked and row["api:gpt4o"] is not None and row["gold"] in LETTERS[:choices]:
+        if not leaked(row["prompt"]) and row["api:gpt4o"] is not None and row["gold"] in LETTERS[:choices]:
             yield Question("mmlu_pro", row["prompt"], row["gold"], float(row["api:gpt4o"]), choices=choices)
-
-
-def _arc(data: Path) -> Iterable[Question]:
-    """Choices and GPT-4's answers from one file, the right answers from another."""
-    table = pq.read_table(data / "lmeval_small_models_wide.parquet", columns=["task", "prompt", "gold"])
-    rows = [row for row in table.to_pylist() if row["task"] == "arc_challenge"]
-    gold = {_plain(without_frame(row["prompt"])): int(row["gold"]) for row in rows}
-    for row in pq.read_table(data / "routerbench_0shot_partial.parquet").to_pylist():
-        if row["eval_name"] != "arc-challenge":
-            continue
-        prompt = without_frame(row["prompt"])
-        stem, *choices = re.split(r"\n[A-E]\) ", prompt)
-        if (right := gold.get(_plain(stem), 9)) < len(choices):
-            strong = float(row["gpt-4-1106-preview"])
-            yield Question("arc", _listed(stem, choices), LETTERS[right], strong, choices=len(choices))
 
 
 def _agieval(name: str, tasks: frozenset[str], introduction: str) -> Callable[[Path], Iterable[Question]]:
@@ -143,7 +133,6 @@ CRUX = "What does the assertion compare with? Answer with the Python literal onl
 ORIGINS: Mapping[str, Origin] = {
     "mmlu": Origin(_mmlu, "gpt-4-1106-preview", trains=False),
     "gsm8k": Origin(_gsm8k, "gpt-4-1106-preview", trains=False),
-    "arc": Origin(_arc, "gpt-4-1106-preview", trains=False),
     "mmlu_pro": Origin(_mmlu_pro, "gpt-4o", trains=True),
     "agieval_en": Origin(
         _agieval(

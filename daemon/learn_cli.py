@@ -1,0 +1,98 @@
+"""The command that gets to know a local model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from daemon.routing_cli import data_option, encoder_path, training_module
+
+if TYPE_CHECKING:
+    from daemon.learn import OnProgress
+
+
+@click.command("learn-model")
+@click.argument("model")
+@data_option
+@click.option(
+    "--questions", type=click.IntRange(min=200), default=2500, show_default=True, help="How many to ask, at most."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Processor threads; by default one for each core.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for the artifact, in the place of one beside the model."
+)
+def learn_model(model: str, data: Path, questions: int, threads: int | None, out: Path | None) -> None:
+    """Ask MODEL public questions, and train its second look: what its first tokens say about its answer.
+
+    MODEL is a name from `upcall models` or the path of a GGUF file. On two cores this takes from minutes to hours, by
+    the model's size; stop it at any time, and it goes on where it was. It gives way to other programs and waits while
+    the machine runs on battery.
+    """
+    learn, file = training_module("daemon.learn"), _file(model)
+    with _asking(file) as on_progress:
+        learnt = learn.learn(
+            file, data, encoder_path(), questions, out=out, threads=threads or 0, on_progress=on_progress
+        )
+    click.echo(f"{learnt.folder}: second look {learnt.version}, trained on {learnt.n} questions")
+    click.echo(
+        f"calibration error {learnt.error:.3f} on sources it was not trained on; "
+        f"the model was right on {learnt.weak:.0%} of the questions"
+    )
+
+
+def evaluate_second_look(model: str, data: Path, questions: int, json_file: Path | None) -> None:
+    """Ask MODEL questions, and say what second looks trained on it are worth on sources they were not trained on."""
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    learn, file = training_module("daemon.learn"), _file(model)
+    shown = training_module("routers.evaluation.second_look")
+    with _asking(file) as on_progress:
+        verdict = learn.judge(file, data, encoder_path(), questions, on_progress=on_progress)
+    Console().print(shown.table(verdict))
+    low, high = verdict.lead_interval
+    click.echo(f"combined leads mf by {verdict.lead:+.3f} [{low:+.3f}, {high:+.3f}] in APGR on {shown.POOLED}")
+    if json_file:
+        json_file.write_text(json.dumps(asdict(verdict), indent=1) + "\n")
+
+
+def _file(model: str) -> Path:
+    from models.store import Store
+
+    file = Path(model) if model.endswith(".gguf") else Store().path(model)
+    if not file.is_file():
+        raise click.ClickException(f"there is no file {file}; name a GGUF file, or a model of `upcall models`")
+    return file
+
+
+@contextmanager
+def _asking(file: Path) -> "Iterator[OnProgress]":
+    """A bar of the questions asked; what goes wrong is one line."""
+    from models.llama.errors import LoadError
+    from routers.interface import RouterError
+
+    try:
+        with _bar(file.stem) as on_progress:
+            yield on_progress
+    except (LoadError, RouterError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:
+        raise click.ClickException("stopped; run the same command to go on where it was") from None
+
+
+@contextmanager
+def _bar(name: str) -> "Iterator[OnProgress]":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task(name, total=None)
+
+        def show(done: int, total: int, state: str) -> None:
+            bar.update(task, completed=done, total=total, description=state or name)
+
+        yield show

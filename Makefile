@@ -29,7 +29,7 @@ run-pair: install ## the same with a second, larger local model in the place of 
 test: install ## run the tests; what the machine lacks is skipped with the reason (ARGS=... goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-deps: debian train-deps .venv-llmock/.installed .venv-clients/.installed tests/emulators/node_modules/.installed tests/clients/node_modules/.installed ## install what the tests need beyond Python (as root)
+test-deps: debian train-deps .venv-llmock/.installed .venv-clients/.installed tests/emulators/node_modules/.installed tests/clients/node_modules/.installed tests/daemon/browser/node_modules/.installed ## install what the tests need beyond Python (as root)
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
@@ -80,14 +80,10 @@ clean: ## remove everything that was made here; the cached wheel and pulled mode
 	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r $<
 	touch $@
 
-tests/emulators/node_modules/.installed: tests/emulators/package-lock.json | debian
+tests/%/node_modules/.installed: tests/%/package-lock.json | debian
 	@node -e 'const [major, minor] = process.versions.node.split("."); process.exit(major > 20 || major == 20 && minor >= 15 ? 0 : 1)' \
 		|| { echo "aimock needs Node 20.15 or newer, and this is $$(node --version): install a newer one and try again"; exit 1; }
-	npm ci --prefix tests/emulators --no-audit --no-fund
-	touch $@
-
-tests/clients/node_modules/.installed: tests/clients/package-lock.json | debian
-	npm ci --prefix tests/clients --no-audit --no-fund
+	npm ci --prefix tests/$* --no-audit --no-fund
 	touch $@
 
 .PHONY: debian

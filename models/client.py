@@ -93,8 +93,10 @@ class WorkerClient:
         raise WorkerGoneError(self.name)
 
     async def status(self) -> ModelStatus:
-        """Raises `WorkerGoneError` where the worker ended."""
+        """Raises `WorkerGoneError` where the worker ended. Being looked at is not being used; see `idle_seconds`."""
+        used = self._last_used
         reply = await self._ask(AskStatus)
+        self._last_used = used
         if isinstance(reply, Status):
             return reply.status
         raise WorkerGoneError(self.name)

@@ -199,6 +199,10 @@ class ModelStatus:
     images: bool = False
     detail: str = ""
     """For people: why it failed, how far loading is."""
+    running: int = 0
+    """Requests that are being answered, as far as known."""
+    waiting: int = 0
+    """Requests in its queue."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,8 +76,11 @@ function showSeries(series) {
 }
 
 function showBudget(budget) {
-  const limits = [[text.perDay, stats.today.cost_usd, budget.daily_usd], [text.perMonth, stats.month.cost_usd, budget.monthly_usd]];
-  const rows = limits.filter(([, , limit]) => limit != null).map(([name, spent, limit]) => {
+  const limits = [
+    [text.perDay, budget.spent_today_usd, budget.daily_usd],
+    [text.perMonth, budget.spent_month_usd, budget.monthly_usd],
+  ];
+  const rows = limits.filter(([, , limit]) => limit !== null).map(([name, spent, limit]) => {
     const share = limit ? Math.min(spent / limit, 1) : 1;
     const bar = element("span");
     bar.style.width = percentWidth(share);
@@ -161,7 +164,8 @@ function showHealth(health) {
   const facts = [
     [text.router, joined(router.name, router.detail)],
     [text.localModel, joined(local.model, local.state, local.detail)],
-    [text.cloudModel, joined(cloud.model, cloud.has_key ? text.keyReady : text.keyMissing, cloud.circuit)],
+    [text.cloudModel, joined(cloud.model, cloud.has_key ? text.keyReady : text.keyMissing, cloud.resting ? text.resting : "")],
+    [text.queue, number.format(local.waiting)],
     [text.kernel, kernel.barrier],
     [text.memory, memory ? `${number.format(Math.round(memory / 2 ** 20))} MB` : ""],
   ];
@@ -286,7 +290,7 @@ function decided({ route, model, reason, explanation, score, threshold }) {
 async function refresh() {
   stats = await call("GET", "/upcall/stats");
   showSums();
-  showBudget(stats.budget ?? {});
+  showBudget(stats.budget);
   showHealth(await call("GET", "/healthz"));
 }
 

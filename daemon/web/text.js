@@ -21,7 +21,7 @@ const english = {
   expected: (share, count) => `By your last ${count} scored prompts, about ${share} would go up.`,
   expectedShipped: (share) => `By the scores that came with the router, about ${share} would go up.`,
   applied: "Applied.", fixedThreshold: "The settings fix a threshold (routing.threshold), so the share follows from it.",
-  noneScored: "No scored prompts yet.", keyReady: "key found", keyMissing: "no key", noted: "Noted, here only.",
+  noneScored: "No scored prompts yet.", keyReady: "key found", keyMissing: "no key", resting: "left alone after failures", noted: "Noted, here only.",
   scoreOf: (score, threshold) => `score ${score}, threshold ${threshold}`,
   privacyPinned: "Privacy mode is set in config.toml; it can be switched off there alone.",
 };
@@ -51,7 +51,7 @@ const portuguese = {
   expectedShipped: (share) => `Pelas notas que vieram com o roteador, cerca de ${share} subiriam.`,
   applied: "Aplicado.",
   fixedThreshold: "As configurações fixam um limiar (routing.threshold); a parte decorre dele.",
-  noneScored: "Nenhum prompt com nota ainda.", keyReady: "chave encontrada", keyMissing: "sem chave",
+  noneScored: "Nenhum prompt com nota ainda.", keyReady: "chave encontrada", keyMissing: "sem chave", resting: "em pausa depois de falhas",
   noted: "Anotado, só aqui.", scoreOf: (score, threshold) => `nota ${score}, limiar ${threshold}`,
   privacyPinned: "O modo privado está definido no config.toml; só ali pode ser desligado.",
 };
@@ -79,6 +79,7 @@ const portugueseReasons = {
 
 const isPortuguese = navigator.language.toLowerCase().startsWith("pt");
 
+export const languages = { english, portuguese };
 export const locale = isPortuguese ? "pt-BR" : "en";
 export const text = isPortuguese ? portuguese : english;
 

@@ -140,12 +140,15 @@ class LlamaModel:
         """See `ChatModel.status`."""
         with self._wake:
             detail = f"{self._fraction:.0%} loaded" if self._state == "loading" else self._detail
+            running, waiting = self._loaded.engine.load() if self._loaded else (0, 0)
             return ModelStatus(
                 name=self._settings.name,
                 state=self._state,
                 context_length=self._context_length,
                 tools=True,
                 detail=detail,
+                running=running,
+                waiting=waiting,
             )
 
     async def close(self) -> None:

@@ -14,6 +14,7 @@ from daemon.api.catalogue import Catalogue
 from daemon.api.control import Control
 from daemon.api.embeddings import Embeddings
 from daemon.api.errors import ApiError
+from daemon.api.exposition import Exposition
 from daemon.api.history import History
 from daemon.api.ollama import Ollama
 from daemon.api.openai import OpenAI
@@ -21,10 +22,11 @@ from daemon.api.responses import Responses
 from daemon.api.sharing import Sharing
 from daemon.api.text_completion import TextCompletions
 from daemon.api.wires import error_response
+from daemon.budget import Budget
 from daemon.config import Settings
 from daemon.dispatcher import Dispatcher
 from daemon.guard import Guard
-from daemon.ledger import Ledger
+from daemon.metrics import Metrics
 from daemon.patience import Patience
 from daemon.scorer import Scorer
 from daemon.workers import Workers
@@ -35,7 +37,13 @@ HEADER_BYTES = 16 * 2**10
 
 
 def build(
-    settings: Settings, workers: Workers, scorer: Scorer, ledger: Ledger, patience: Patience, port: Callable[[], int]
+    settings: Settings,
+    workers: Workers,
+    scorer: Scorer,
+    budget: Budget,
+    metrics: Metrics,
+    patience: Patience,
+    port: Callable[[], int],
 ) -> web.Application:
     """`port` gives the port that Host headers must name, known once the socket is bound."""
     guard = Guard(settings.server, port, lambda: workers.standing.token_sha256, public=dashboard.PATHS)
@@ -47,7 +55,7 @@ def build(
     app.on_response_prepare.append(guard.grant)
     app.on_response_prepare.append(name_request)
     app.on_response_prepare.append(partial(_tell_privacy, workers))
-    dispatcher = Dispatcher(settings, workers, scorer, ledger)
+    dispatcher = Dispatcher(settings, workers, scorer, budget)
     catalogue = Catalogue(settings.cloud, workers, scorer)
     for wire in (
         OpenAI(dispatcher, settings.routing),
@@ -63,8 +71,9 @@ def build(
     app.router.add_get("/openapi.json", openapi.serve)
     control = Control(settings, workers, scorer)
     app.add_routes(control.routes())
-    app.add_routes(Sharing(settings.routing, workers, scorer, ledger).routes())
-    history = History(ledger, control)
+    app.add_routes(Sharing(settings.routing, workers, scorer, budget.ledger).routes())
+    app.add_routes(Exposition(metrics, control).routes())
+    history = History(budget, settings.budget, control)
     app.add_routes(history.routes())
     app.on_shutdown.append(history.close)
     return app

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 from urllib.parse import urlsplit
 
 import platformdirs
@@ -146,6 +146,9 @@ class Cloud(Section):
     idle_seconds: float = Field(default=300, gt=0)
     """The process that holds the key ends after so long without work."""
     timeouts: Timeouts = Timeouts()
+    unknown_price: Literal["refuse"] | Annotated[float, Field(ge=0)] = "refuse"
+    """Under a budget, what a model without a known price means: keep prompts here, or assume so many US dollars per
+    million tokens."""
     proxy: str | None = None
     """HTTP proxy for the way to the cloud."""
     ca_bundle: Path | None = None
@@ -183,6 +186,32 @@ class Sensitive(Section):
         return patterns
 
 
+class Budget(Section):
+    daily_usd: float | None = Field(default=None, ge=0)
+    """Most that the cloud may cost in a day, by the local clock; beyond, prompts stay here."""
+    monthly_usd: float | None = Field(default=None, ge=0)
+    """Most that it may cost in a calendar month."""
+    answer_tokens: int = Field(default=8192, ge=1)
+    """Under a budget, the longest answer of the cloud where a request sets no limit: what it may cost needs a bound."""
+
+    @property
+    def limited(self) -> bool:
+        return self.daily_usd is not None or self.monthly_usd is not None
+
+
+class ModelPrice(Section):
+    prompt: float = Field(ge=0)
+    """US dollars per million tokens of prompts, as everything here."""
+    completion: float = Field(ge=0)
+    """Of answers."""
+    cached: float | None = Field(default=None, ge=0)
+    """Of prompts, as far as the provider had them in its cache; `prompt` where it is not set."""
+    written: float | None = Field(default=None, ge=0)
+    """Of prompts, as far as they were put there; `prompt` where it is not set."""
+    written_long: float | None = Field(default=None, ge=0)
+    """Of those that were put there for an hour; `written` where it is not set."""
+
+
 class Ledger(Section):
     enabled: bool = True
     """Record what became of each request, never a word of it; budgets need that."""
@@ -206,10 +235,19 @@ class Settings(BaseModel):
     routing: Routing = Routing()
     local: Local = Local()
     cloud: Cloud = Cloud()
+    budget: Budget = Budget()
+    prices: dict[str, ModelPrice] = {}
+    """Prices by model, in the place of the list's."""
     privacy: Privacy = Privacy()
     sensitive: Sensitive = Sensitive()
     ledger: Ledger = Ledger()
     log: Log = Log()
+
+    @model_validator(mode="after")
+    def _budget_is_kept(self) -> "Settings":
+        if self.budget.limited and not self.ledger.enabled:
+            raise ValueError("a budget needs the ledger: set ledger.enabled = true, or take the budget out")
+        return self
 
 
 def default_path() -> Path:
@@ -261,13 +299,18 @@ def _sentence(detail: Any) -> str:
     keys = [str(key) for key in detail["loc"]]
     if detail["type"] == "extra_forbidden" and (mistake := _unknown(keys)):
         return mistake
-    return f"{'.'.join(keys)}: {detail['msg'].removeprefix('Value error, ')}"
+    where = f"{'.'.join(keys)}: " if keys else ""
+    return f"{where}{detail['msg'].removeprefix('Value error, ')}"
 
 
 def _unknown(keys: list[str]) -> str | None:
     """What is wrong with a dotted name, or `None` where it exists."""
     model: Any = Settings
     for depth, key in enumerate(keys):
+        if get_origin(model) is dict:
+            # Its keys are people's own.
+            model = get_args(model)[1]
+            continue
         fields = getattr(model, "model_fields", {})
         if key not in fields:
             prefix = keys[:depth]

@@ -2,19 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from daemon import policy
 from daemon.battery import Battery
+from daemon.budget import Budget, Hold
 from daemon.config import Settings
-from daemon.ledger import Ledger
 from daemon.policy import Decision, Needs, Reason, Route, State, Wish
 from daemon.scorer import Look, Scorer
 from daemon.sensitive import Recogniser
 from daemon.workers import Workers
 from models.client import WorkerGoneError
+from models.cloud.size import most_tokens
 from models.interface import (
     ChatRequest,
     Event,
@@ -52,6 +53,8 @@ class Chosen:
     """The known prompts that the score was read off, nearest first, where the router does that."""
     failed: FailureCode | None = None
     """Why this is not the model that was chosen first."""
+    hold: Hold | None = None
+    """What was set aside for it, where it costs something and the price is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,9 @@ class SensitivePromptError(Exception):
 
 
 class Dispatcher:
-    def __init__(self, settings: Settings, workers: Workers, scorer: Scorer, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, settings: Settings, workers: Workers, scorer: Scorer, budget: Budget) -> None:
+        self.ledger = budget.ledger
+        self._budget = budget
         self._settings = settings
         self._recogniser = Recogniser(settings.sensitive)
         self._workers = workers
@@ -77,30 +81,47 @@ class Dispatcher:
         # What another machine computes costs this one's battery nothing.
         self._battery = Battery(None if local.endpoint else local.battery_floor)
 
-    async def answer(self, request: ChatRequest, wish: Wish) -> AsyncGenerator[Chosen | Bill | Event, None]:
+    async def answer(
+        self, request: ChatRequest, wish: Wish, id: str, wire: str
+    ) -> AsyncGenerator[Chosen | Bill | Event, None]:
         """Answer `request`: first a `Chosen`, then that model's events and, where the price is known, its `Bill`.
 
         Another `Chosen`, with the events of the other model, follows only where the first failed before its first word.
-        Raises `UnknownRouterError` and `SensitivePromptError` before anything else.
+        `id` and `wire` are what the ledger knows the request by. Raises `UnknownRouterError` and `SensitivePromptError`
+        before anything else.
         """
-        chosen = await self.decide(request, wish)
+        chosen: Chosen | None = await self.decide(request, wish)
         while chosen:
-            yield chosen
-            begun, turned = False, None
-            async with aclosing(self._run(chosen.decision, request)) as events:
-                async for event in events:
-                    if isinstance(event, Failure):
-                        turned = None if begun else await self._instead(chosen, event, wish)
-                        if not turned:
-                            yield self._explained(chosen.decision, event)
-                        break
-                    begun = begun or isinstance(event, TextDelta | ToolCallDelta | Native)
-                    yield event
-                    if isinstance(event, Usage) and (price := self._workers.price):
-                        yield _bill(chosen.decision, price.of(event))
-            if turned is None:
+            begun = False
+            failure: Failure | None = None
+            # Nothing is awaited between a decision and this, so that what the decision found affordable still is.
+            with self._hold(chosen, request, id, wire) as hold:
+                yield replace(chosen, hold=hold)
+                async with aclosing(self._run(chosen.decision, request, hold)) as events:
+                    async for event in events:
+                        if isinstance(event, Failure):
+                            failure = event
+                            break
+                        begun = begun or isinstance(event, TextDelta | ToolCallDelta | Native)
+                        if isinstance(event, Usage) and hold:
+                            hold.used(event)
+                        yield event
+                        if isinstance(event, Usage) and (bill := self._bill(chosen.decision, event, hold)):
+                            yield bill
+                if failure and hold:
+                    hold.failed(failure.lost)
+            if failure is None:
                 return
+            turned = None if begun else await self._instead(chosen, request, failure, wish)
+            if turned is None:
+                yield self._explained(chosen.decision, failure)
             chosen = turned
+
+    def _bill(self, decision: Decision, usage: Usage, hold: Hold | None) -> Bill | None:
+        if hold:
+            return Bill(hold.usd, 0.0)
+        price = self._workers.price
+        return Bill(0.0, price.of(usage)) if price and decision.route == "local" else None
 
     async def decide(self, request: ChatRequest, wish: Wish) -> Chosen:
         """The decision alone: runs no model and opens no connection. Raises as `answer` does."""
@@ -109,9 +130,12 @@ class Dispatcher:
         look = await self._look(request, wish)
         seen = (look.score, look.threshold, look.router, look.unscored)
         spared = await self._battery_threshold(wish)
-        decision = policy.decide(wish, needs, self._state(local, spared), *seen)
+        decision = policy.decide(wish, needs, self._state(local, request, wish, spared), *seen)
         if decision.reason is Reason.NO_KEY and await self._workers.look_for_key():
-            decision = policy.decide(wish, needs, self._state(local, spared), *seen)
+            decision = policy.decide(wish, needs, self._state(local, request, wish, spared), *seen)
+        counts = decision.route == "cloud" or decision.reason in (Reason.UNKNOWN_PRICE, Reason.BUDGET_UNKNOWN)
+        if counts and await self._learn_costs():
+            decision = policy.decide(wish, needs, self._state(local, request, wish, spared), *seen)
         if decision.reason is Reason.SENSITIVE and self._settings.sensitive.action == "ask":
             raise SensitivePromptError(f"This prompt would go to the cloud, and it seems to hold: {needs.private}.")
         return Chosen(decision, needs, self._name(decision, local), look.milliseconds, look.neighbours)
@@ -164,23 +188,58 @@ class Dispatcher:
         threshold, _ = await self._scorer.threshold(self._settings.local.battery_share)
         return threshold
 
-    def _state(self, local: ModelStatus, battery_threshold: float | None = None) -> State:
-        standing = self._workers.standing
-        return State(standing.privacy, standing.has_key, local.tools, local.images, battery_threshold)
+    def _state(
+        self, local: ModelStatus, request: ChatRequest, wish: Wish, battery_threshold: float | None = None
+    ) -> State:
+        standing, limits = self._workers.standing, self._settings.budget
+        counts = limits.limited or wish.max_cost is not None
+        unaffordable = self._budget.refusal(limits, self._most(request), wish.max_cost) if counts else None
+        return State(
+            standing.privacy, standing.has_key, local.tools, local.images, battery_threshold, unaffordable=unaffordable
+        )
 
-    async def _run(self, decision: Decision, request: ChatRequest) -> AsyncGenerator[Event, None]:
+    def _most(self, request: ChatRequest) -> float | None:
+        """What the cloud can charge for `request`, in US dollars; `None` where its price is not known."""
+        if self._workers.price is None:
+            return None
+        answer = (request.max_tokens or self._settings.budget.answer_tokens) * request.n
+        return self._workers.price.most(most_tokens(request), answer)
+
+    async def _learn_costs(self) -> bool:
+        """Wait for the price and for what was spent, right after a start; whether there was anything to wait for."""
+        if self._workers.price_known and self._budget.known:
+            return False
+        await self._workers.learn_price()
+        await self._budget.learn()
+        return True
+
+    def _hold(self, chosen: Chosen, request: ChatRequest, id: str, wire: str) -> AbstractContextManager[Hold | None]:
+        price, most = self._workers.price, self._most(request)
+        if chosen.decision.route == "local" or price is None or most is None:
+            return nullcontext()
+        return self._budget.hold(price, most, id, wire, chosen.model)
+
+    async def _run(self, decision: Decision, request: ChatRequest, hold: Hold | None) -> AsyncGenerator[Event, None]:
         model = await self._workers.get(decision.route)
         if model is None:
             why = self._workers.why_down.get(decision.route, "it did not start in time")
             yield Failure(FailureCode.UNAVAILABLE, f"The {decision.route} model is not running: {why}")
             return
+        limits = self._settings.budget
+        if decision.route == "cloud" and limits.limited:
+            # Without a bound on the answer there is none on its cost.
+            request = replace(request, max_tokens=request.max_tokens or limits.answer_tokens)
+            # What is set aside is to be in the file before the call, should this process not see its end.
+            await self.ledger.written()
+        if hold:
+            hold.sent()
         async with aclosing(model.chat(request)) as events:
             async for event in events:
                 yield event
 
-    async def _instead(self, chosen: Chosen, failure: Failure, wish: Wish) -> Chosen | None:
+    async def _instead(self, chosen: Chosen, request: ChatRequest, failure: Failure, wish: Wish) -> Chosen | None:
         local = await self._workers.local_status()
-        state, routing = self._state(local), self._settings.routing
+        state, routing = self._state(local, request, wish), self._settings.routing
         decision = policy.instead(chosen.decision, failure, wish, chosen.needs, state, routing)
         if decision is None:
             return None
@@ -194,10 +253,6 @@ class Dispatcher:
             message = "Privacy mode was switched on, which cut this answer off; ask again for a local one."
             return Failure(FailureCode.UNAVAILABLE, message)
         return failure
-
-
-def _bill(decision: Decision, price: float) -> Bill:
-    return Bill(price, 0.0) if decision.route == "cloud" else Bill(0.0, price)
 
 
 def _began(messages: Sequence[Message]) -> Route | None:

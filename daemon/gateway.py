@@ -15,11 +15,13 @@ from aiohttp import web
 
 from daemon import listening
 from daemon.app import build
+from daemon.budget import Budget
 from daemon.config import Settings
 from daemon.confine import Confinement, confine
-from daemon.ledger import Ledger, default_path
 from daemon.judge import LocalJudge
+from daemon.ledger import Ledger, default_path
 from daemon.logs import set_up_logging
+from daemon.metrics import Metrics
 from daemon.patience import Patience
 from daemon.scorer import Scorer, UnknownRouterError
 from daemon.systemd import ActivationError
@@ -62,7 +64,7 @@ async def serve(settings: Settings, listener: socket.socket, link: socket.socket
     """Answer requests until SIGTERM or until the supervisor is gone."""
     workers = Workers(link, settings.cloud)
     ledger = Ledger(settings.ledger, default_path())
-    gateway = Gateway(settings, listener, workers, ledger)
+    gateway = Gateway(settings, listener, workers, Budget(ledger))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await gateway.start()
@@ -71,13 +73,14 @@ async def serve(settings: Settings, listener: socket.socket, link: socket.socket
         asyncio.create_task(work)
         for work in (
             gateway.load(),
+            gateway.count(),
             workers.rest_cloud(),
             gateway.reload(),
             workers.supervisor_gone.wait(),
             stop.wait(),
         )
     ]
-    await asyncio.wait(background[2:], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(background[3:], return_when=asyncio.FIRST_COMPLETED)
     await gateway.close()
     for task in background:
         task.cancel()
@@ -104,13 +107,14 @@ class Gateway:
     is served by the same settings from its first byte to its last.
     """
 
-    def __init__(self, settings: Settings, listener: socket.socket, workers: Workers, ledger: Ledger) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket, workers: Workers, budget: Budget) -> None:
         self._settings = settings
         self._listener = listener
         self._workers = workers
-        self._ledger = ledger
+        self._budget = budget
         self._judge = LocalJudge(workers)
         self._scorer = Scorer(settings.routing, Store(), self._judge)
+        self._metrics = Metrics()
         self._serving: list[Serving] = []
         self._finishing: set[asyncio.Task[None]] = set()
 
@@ -119,6 +123,10 @@ class Gateway:
 
     async def load(self) -> None:
         await self._scorer.load()
+
+    async def count(self) -> None:
+        """Count what requests come to. Never returns."""
+        await self._metrics.follow(self._budget.ledger)
 
     async def reload(self) -> None:
         """Take over settings as the supervisor sends them. Never returns."""
@@ -152,7 +160,7 @@ class Gateway:
     async def _serve(self, settings: Settings, scorer: Scorer) -> Serving:
         port = listening.port(self._listener)
         patience = Patience()
-        app = build(settings, self._workers, scorer, self._ledger, patience, lambda: port)
+        app = build(settings, self._workers, scorer, self._budget, self._metrics, patience, lambda: port)
         # A client that hangs up cancels its handler, and with it the model's work.
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=STOP_SECONDS)
         await runner.setup()

@@ -63,6 +63,19 @@ MIGRATIONS = (
     );
     CREATE INDEX requests_time ON requests (time);
     """,
+    """
+    CREATE TABLE spend (day TEXT PRIMARY KEY, nanos INTEGER NOT NULL);
+    CREATE TABLE holds (
+        id TEXT PRIMARY KEY,
+        time REAL NOT NULL,
+        wire TEXT NOT NULL,
+        model TEXT NOT NULL,
+        day TEXT NOT NULL,
+        nanos INTEGER NOT NULL
+    );
+    INSERT INTO spend SELECT date(time, 'unixepoch', 'localtime') AS day, CAST(round(total(cost_usd) * 1e9) AS INTEGER)
+        FROM requests WHERE cost_usd > 0 GROUP BY day;
+    """,
 )
 """From each version of the file to the next; `PRAGMA user_version` counts those that were applied."""
 
@@ -76,7 +89,8 @@ class Record:
     """When it came, in seconds since the epoch."""
     wire: str
     outcome: str
-    """`ok`, `cancelled` (the client left), `refused` (before any decision), or the code of what went wrong."""
+    """`ok`, `cancelled` (the client left), `refused` (before any decision), `lost` (upcall was killed on the way to the
+    cloud), or the code of what went wrong."""
     error: str | None = None
     """Code of what went wrong with the first model, also where the second one answered."""
     route: Literal["local", "cloud"] | None = None
@@ -128,7 +142,6 @@ class Ledger:
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
         if self.enabled:
             self._thread.start()
-            self.write(lambda _: None)
 
     def record(self, record: Record) -> None:
         """Keep `record`, and tell whoever follows the feed."""

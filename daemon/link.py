@@ -107,9 +107,9 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Priced:
-    """The strong model's list price has been found."""
+    """The strong model's price has been looked up; `None` where nobody knows it."""
 
-    price: Price
+    price: Price | None
     kind: Literal["priced"] = "priced"
 
 

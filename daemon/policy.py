@@ -28,6 +28,11 @@ class Reason(Enum):
     CONVERSATION = "the model that began to call tools in this conversation goes on with it"
     LOCAL_FAILED = "the local model failed, and the settings let such prompts go up"
     CLOUD_FAILED = "the cloud did not answer, so the local model did"
+    BUDGET = "the budget for today has no room for what the cloud may charge"
+    BUDGET_MONTH = "the budget for this month has no room for what the cloud may charge"
+    BUDGET_UNKNOWN = "there is a budget, and the ledger that counts for it cannot be written; `upcall doctor` says why"
+    MAX_COST = "the cloud may charge more than the request allows"
+    UNKNOWN_PRICE = "the cloud model's price is not known: set it under prices, or cloud.unknown_price"
     NO_ROUTER = "no router is loaded, so nothing goes up; `upcall pull` fetches its encoder"
     NOT_JUDGED = "the local model had no time to judge the prompt, so it stays here"
     NOT_CALIBRATED = "causal_llm is not calibrated for this local model: run `upcall judge train`; nothing goes up"
@@ -48,6 +53,8 @@ class Wish:
     privacy: bool = False
     allow_sensitive: bool = False
     """Whoever asks has seen that it looks private and sends it up all the same."""
+    max_cost: float | None = None
+    """US dollars that the cloud may charge for it at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,8 @@ class State:
     local_images: bool
     battery_threshold: float | None = None
     """Score at and above which a prompt goes up to spare the battery; `None` while there is none to spare."""
+    unaffordable: Reason | None = None
+    """Why the cloud must not charge for this request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +147,8 @@ def _grounded(decision: Decision, wish: Wish, needs: Needs, state: State) -> Dec
         return replace(decision, route="local", reason=Reason.SENSITIVE, degraded=True)
     if not state.has_key:
         return replace(decision, route="local", reason=Reason.NO_KEY, degraded=True)
+    if state.unaffordable:
+        return replace(decision, route="local", reason=state.unaffordable, degraded=True)
     return decision
 
 

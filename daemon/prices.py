@@ -1,15 +1,21 @@
-"""What a token of the strong model costs, from the price list that genai-prices bundles (nothing is fetched).
+"""What a token of the strong model costs: by the settings, or by the price list that genai-prices bundles.
 
-The list takes tens of megabytes once it is loaded, so a short-lived process reads it: `python -m daemon.prices PROVIDER
-MODEL` prints the two prices as JSON, or `null` for a model that the list does not know.
+Nothing is fetched. The list takes tens of megabytes once it is loaded, so a short-lived process reads it: `python -m
+daemon.prices PROVIDER MODEL` prints the price as JSON, or `null` for a model that the list does not know.
 """
 
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from daemon import resolve
+from daemon.config import ModelPrice, Settings
 from models.interface import Usage
+
+MILLION = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,36 +24,112 @@ class Price:
 
     prompt: float
     completion: float
+    cached: float | None = None
+    """Of the prompt's tokens that were in the provider's cache; `None`: as any other."""
+    written: float | None = None
+    """Of those that were put there; `None`: as any other."""
+    written_long: float | None = None
+    """Of those that were put there for an hour; `None`: as `written`."""
+    beyond: "Sequence[tuple[int, Price]]" = ()
+    """For prompts of more than so many tokens everything costs this instead; in rising order."""
 
     def of(self, usage: Usage) -> float:
         """What these tokens cost, in US dollars."""
-        return usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion
+        price = self._for(usage.prompt_tokens)
+        written = price.prompt if price.written is None else price.written
+        plain = usage.prompt_tokens - usage.cached_tokens - usage.written_tokens - usage.written_long_tokens
+        return (
+            max(plain, 0) * price.prompt
+            + usage.cached_tokens * (price.prompt if price.cached is None else price.cached)
+            + usage.written_tokens * written
+            + usage.written_long_tokens * (written if price.written_long is None else price.written_long)
+            + usage.completion_tokens * price.completion
+        )
+
+    def most(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What at most so many tokens can cost, in US dollars, cached or not."""
+        price = self._for(prompt_tokens)
+        dearest = max(price.prompt, price.written or 0, price.written_long or 0)
+        return prompt_tokens * dearest + completion_tokens * price.completion
+
+    def _for(self, prompt_tokens: int) -> "Price":
+        return next((price for start, price in reversed(self.beyond) if prompt_tokens > start), self)
+
+
+async def find(settings: Settings) -> Price | None:
+    """The price of the settings' cloud model: theirs, else the list's, else the one that they assume.
+
+    `None` where it is not known and the settings assume none.
+    """
+    cloud = resolve.cloud(settings.cloud)
+    for name in (settings.cloud.model, cloud.model):
+        if name in settings.prices:
+            return _of_settings(settings.prices[name])
+    if listed := await look_up(cloud.provider, cloud.model):
+        return listed
+    assumed = settings.cloud.unknown_price
+    return None if assumed == "refuse" else Price(assumed / MILLION, assumed / MILLION)
 
 
 async def look_up(provider: str, model: str) -> Price | None:
     """The list price of a model; `None` where the list has none."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", __name__, provider, model,
+        sys.executable, "-P", "-m", __name__, provider, model,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     output, _ = await process.communicate()
     values = json.loads(output or "null")
-    return Price(**values) if values else None
+    if not values:
+        return None
+    beyond = [(start, Price(**price)) for start, price in values.pop("beyond")]
+    return Price(**values, beyond=beyond)
+
+
+def _of_settings(price: ModelPrice) -> Price:
+    def per_token(value: float | None) -> float | None:
+        return None if value is None else value / MILLION
+
+    return Price(
+        price.prompt / MILLION,
+        price.completion / MILLION,
+        per_token(price.cached),
+        per_token(price.written),
+        per_token(price.written_long),
+    )
 
 
 def main() -> None:
     import genai_prices
 
     provider, model = sys.argv[1:]
-    count = 1000
     try:
-        paid = genai_prices.calc_price(
-            genai_prices.Usage(input_tokens=count, output_tokens=count), model, provider_id=provider
-        )
-        price = Price(float(paid.input_price) / count, float(paid.output_price) / count)
-        print(json.dumps(asdict(price)))
+        listed = genai_prices.calc_price(genai_prices.Usage(), model, provider_id=provider).model_price
     except LookupError:
         print("null")
+        return
+    starts = sorted({tier.start for value in vars(listed).values() for tier in getattr(value, "tiers", ())})
+    beyond = [(start, asdict(_listed(listed, start + 1))) for start in starts]
+    for _, price in beyond:
+        del price["beyond"]
+    print(json.dumps({**asdict(_listed(listed, 0)), "beyond": beyond}))
+
+
+def _listed(price: Any, prompt_tokens: int) -> Price:
+    """The list's price for prompts of so many tokens."""
+
+    def per_token(name: str) -> float | None:
+        value = getattr(price, name)
+        reached = [tier.price for tier in getattr(value, "tiers", ()) if prompt_tokens > tier.start]
+        value = reached[-1] if reached else getattr(value, "base", value)
+        return None if value is None else float(value) / MILLION
+
+    return Price(
+        per_token("input_mtok") or 0.0,
+        per_token("output_mtok") or 0.0,
+        per_token("cache_read_mtok"),
+        per_token("cache_write_mtok"),
+        per_token("cache_write_1h_mtok"),
+    )
 
 
 if __name__ == "__main__":

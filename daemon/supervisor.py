@@ -240,9 +240,7 @@ class Supervisor:
             self._stand(has_key=False, key=str(error))
 
     async def _look_up_price(self) -> None:
-        cloud = resolve.cloud(self._settings.cloud)
-        if price := await prices.look_up(cloud.provider, cloud.model):
-            self._tell(Priced(price))
+        self._tell(Priced(await prices.find(self._settings)))
 
     def _stand(self, **changes: Any) -> None:
         self._standing = replace(self._standing, **changes)

@@ -47,7 +47,9 @@ class Workers:
     def __init__(self, sock: socket.socket, cloud: Cloud) -> None:
         self.standing = Standing(privacy=True, pinned=True, has_key=False, key="not looked for yet")
         self.price: Price | None = None
-        """Of the strong model; `None` while it is not known."""
+        """Of the strong model; `None` where it is not known."""
+        self.price_known = False
+        """Whether the supervisor has looked the price up."""
         self.why_down: dict[WorkerName, str] = {}
         self._wanted: set[WorkerName] = set()
         """Asked for and not yet here. Each further wish would start one more."""
@@ -72,7 +74,7 @@ class Workers:
     def reloaded(self, settings: Settings, refusal: str = "") -> None:
         """Tell the supervisor how a reload went. Where the cloud changed, its worker finishes what it has and goes."""
         if not refusal and settings.cloud != self._cloud:
-            self._cloud, self.price = settings.cloud, None
+            self._cloud, self.price, self.price_known = settings.cloud, None, False
             if client := self._clients.pop("cloud", None):
                 self._retired.append(client)
         self._link.send(Reloaded(refusal))
@@ -104,6 +106,13 @@ class Workers:
             pass
         return replace(self._local, state="failed", detail=self.why_down.get("local", "starting"))
 
+    async def cloud_status(self) -> ModelStatus | None:
+        """What the cloud model is, where its worker runs just now."""
+        try:
+            return await self._clients["cloud"].status() if self._alive("cloud") else None
+        except WorkerGoneError:
+            return None
+
     async def set_privacy(self, on: bool) -> None:
         """Switch privacy mode and wait until the supervisor says that it holds (or is pinned)."""
         self._link.send(SetPrivacy(on))
@@ -134,6 +143,11 @@ class Workers:
             self._link.send(CheckKey())
             await self._until(lambda: self.standing is not before)
         return self.standing.has_key
+
+    async def learn_price(self) -> None:
+        """Wait until the supervisor has looked the strong model's price up."""
+        if not self.price_known:
+            await self._until(lambda: self.price_known)
 
     async def rest_cloud(self) -> None:
         """Let the cloud worker end, and forget the key, whenever it has been idle for long enough. Never returns."""
@@ -167,7 +181,7 @@ class Workers:
                 case Memory(resident=resident):
                     self._memory = resident
                 case Priced(price=price):
-                    self.price = price
+                    self.price, self.price_known = price, True
                 case WorkerDown(worker=name, why=why):
                     self._clients.pop(name, None)
                     self.why_down[name] = why

@@ -49,7 +49,7 @@ async def answer(
     """Have `chat` answered. Raises `ApiError` where nothing of the answer was sent yet."""
     exchange = Exchange(wire, ask, dispatcher.ledger)
     try:
-        async with aclosing(exchange.follow(dispatcher.answer(chat, ask.wish))) as events:
+        async with aclosing(exchange.follow(dispatcher.answer(chat, ask.wish, exchange.id, wire))) as events:
             if stream:
                 return await _stream(request, events, exchange, shape(exchange))
             return await _whole(events, exchange, shape(exchange))

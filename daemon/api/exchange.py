@@ -9,6 +9,7 @@ from typing import Any
 
 from daemon.api.explain import explanation, headers, new_request_id
 from daemon.api.wish import Asked
+from daemon.budget import Hold
 from daemon.dispatcher import Bill, Chosen
 from daemon.ledger import Ledger, Record
 from models.interface import Event, Failure, Finish, TextDelta, ToolCallDelta, Usage
@@ -36,6 +37,7 @@ class Exchange:
         self._first_word: float | None = None
         self._chosen: Chosen | None = None
         self._bill: Bill | None = None
+        self._holds: list[Hold] = []
         self._error: str | None = None
 
     async def follow(self, items: AsyncGenerator[Chosen | Bill | Event, None]) -> AsyncGenerator[Event, None]:
@@ -46,6 +48,8 @@ class Exchange:
                     case Chosen():
                         self._chosen = item
                         self._error = item.failed
+                        if item.hold:
+                            self._holds.append(item.hold)
                         continue
                     case Bill():
                         self._bill = item
@@ -100,6 +104,9 @@ class Exchange:
         chosen = self._chosen
         decision = chosen.decision if chosen else None
         scored = decision is not None and decision.score is not None
+        paid = sum(hold.usd for hold in self._holds)
+        # What goes to a cloud whose price is not known costs nobody knows what.
+        cost = paid if self._holds or (decision and decision.route == "local") else None
         return Record(
             id=self.id,
             time=self._time,
@@ -119,6 +126,7 @@ class Exchange:
             cached_tokens=self.usage.cached_tokens,
             first_ms=None if self._first_word is None else 1000 * self._first_word,
             total_ms=1000 * (time.perf_counter() - self._start),
-            cost_usd=self._bill.cost if self._bill else None,
-            saved_usd=self._bill.saved if self._bill else None,
+            cost_usd=cost,
+            saved_usd=max(self._bill.saved - paid, 0.0) if self._bill else None,
+            estimated=any(hold.estimated for hold in self._holds),
         )

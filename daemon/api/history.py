@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from daemon import config
 from daemon.api.control import Control
 from daemon.api.errors import ApiError
+from daemon.budget import Budget
 from daemon.history import History as Past
 from daemon.history import UnknownDecisionError, opened, shown
-from daemon.ledger import Ledger, LedgerError
+from daemon.ledger import LedgerError
 from daemon.policy import Reason
 
 T = TypeVar("T")
@@ -31,8 +33,10 @@ PARAMETERS = [
 
 
 class History:
-    def __init__(self, ledger: Ledger, control: Control) -> None:
-        self._ledger = ledger
+    def __init__(self, budget: Budget, limits: config.Budget, control: Control) -> None:
+        self._ledger = budget.ledger
+        self._budget = budget
+        self._limits = limits
         self._control = control
 
     def routes(self) -> list[web.RouteDef]:
@@ -51,7 +55,7 @@ class History:
         def look(past: Past) -> dict[str, Any]:
             return {**past.stats(), "scores": past.score_quantiles(), "reasons": REASONS}
 
-        return web.json_response(await self._ask(look))
+        return web.json_response({**await self._ask(look), "budget": self._budget.shown(self._limits)})
 
     async def decisions(self, request: web.Request) -> web.Response:
         query = request.query
@@ -72,13 +76,16 @@ class History:
         async with self._ledger.feed() as records:
             following = True
             while following:
-                await response.write(_event("status", await self._control.status()))
+                await response.write(_event("status", await self._status()))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(STATUS_SECONDS):
                         while record := await records.get():
                             await response.write(_event("decision", shown(record)))
                         following = False
         return response
+
+    async def _status(self) -> dict[str, Any]:
+        return {**await self._control.status(), "budget": self._budget.shown(self._limits)}
 
     async def _ask(self, question: Callable[[Past], T]) -> T:
         """The answer from the file, with all that was recorded before now."""

@@ -21,6 +21,7 @@ WISHES: Mapping[str, Mapping[str, Any]] = {
     "x-upcall-threshold": {"type": "string", "pattern": r"^(0(\.\d+)?|1(\.0+)?)$"},
     "x-upcall-privacy": {"type": "string", "enum": ["on", "off"]},
     "x-upcall-sensitive": {"type": "string", "enum": ["allow"]},
+    "x-upcall-max-cost-usd": {"type": "string", "pattern": r"^\d{1,9}(\.\d{1,9})?$"},
     "x-upcall-explain": {"type": "string", "enum": ["0", "1"]},
 }
 """Headers, each with the JSON schema of its values."""
@@ -57,6 +58,10 @@ def asked(model: str, headers: Mapping[str, str], wishes: Mapping[str, str], rou
         if value != "allow":
             raise _bad_header("x-upcall-sensitive", "allow, or left out")
         wish = replace(wish, allow_sensitive=True)
+    if value := headers.get("x-upcall-max-cost-usd"):
+        if not re.fullmatch(WISHES["x-upcall-max-cost-usd"]["pattern"], value, re.ASCII):
+            raise _bad_header("x-upcall-max-cost-usd", "US dollars, such as 0.05")
+        wish = replace(wish, max_cost=float(value))
     return Asked(wish, headers.get("x-upcall-explain") == "1", warning)
 
 

@@ -56,13 +56,12 @@ def escalating(start_daemon: StartDaemon, tmp_path: Path) -> Escalating:
     def start(base_url: str, provider: str = "openai", **settings: Any) -> Daemon:
         (tmp_path / "credentials").mkdir(exist_ok=True)
         (tmp_path / "credentials" / provider).write_text(KEY)
-        return start_daemon(
-            credentials=tmp_path / "credentials",
-            CLOUD__MODEL="claude-3-opus" if provider == "anthropic" else "gpt-4",
-            CLOUD__BASE_URL=base_url,
-            CLOUD__MAX_RETRIES="0",
-            **settings,
-        )
+        cloud = {
+            "CLOUD__MODEL": "claude-3-opus" if provider == "anthropic" else "gpt-4",
+            "CLOUD__BASE_URL": base_url,
+            "CLOUD__MAX_RETRIES": "0",
+        }
+        return start_daemon(credentials=tmp_path / "credentials", **{**cloud, **settings})
 
     return start
 

@@ -94,17 +94,22 @@ def _sampled(benchmark: Benchmark, count: int | None) -> Benchmark:
 
 
 def _scores(router: Router, benchmark: Benchmark, cache: Path | None, progress: bool) -> Scores:
+    """From the cache as far as it has them; what is still to be scored is NaN there, so that a run can go on."""
+    scores = np.full(len(benchmark.prompts), np.nan)
     file = cache / f"{router.name}-{router.version}-{benchmark.name}.npy" if cache else None
-    if file is not None and file.exists():
-        stored: Scores = np.load(file)
-        if len(stored) == len(benchmark.prompts):
-            return stored
-    shown = track(benchmark.prompts, description=f"{router.name} on {benchmark.name}", disable=not progress)
-    scores = np.array([router.score([prompt])[0] for prompt in shown], dtype=np.float64)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, scores)
+    if file is not None and file.exists() and len(stored := np.load(file)) == len(scores):
+        scores = stored
+    missing = np.flatnonzero(np.isnan(scores)).tolist()
+    for done, row in enumerate(track(missing, f"{router.name} on {benchmark.name}", disable=not progress), start=1):
+        scores[row] = router.score([benchmark.prompts[row]])[0]
+        if file is not None and (done % SAVED == 0 or done == len(missing)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, scores)
     return scores
+
+
+SAVED = 200
+"""Prompts between one writing of the cache and the next."""
 
 
 def _result(benchmark: Benchmark, router: str, version: str, scores: Scores, draws: int) -> Result:

@@ -88,6 +88,7 @@ def _endpoint(settings: Settings) -> Finding:
 
 
 def _router(settings: Settings) -> Iterator[Finding]:
+    from daemon.scorer import own_calibrations
     from routers.calibration import threshold_for_share
     from routers.interface import RouterError
     from routers.registry import load
@@ -96,7 +97,7 @@ def _router(settings: Settings) -> Iterator[Finding]:
     try:
         router = load(name, Store().path("use-multilingual"))
         score = float(router.score(["Why is the sky blue?"])[0])
-        threshold = settings.routing.threshold or threshold_for_share(name, share)
+        threshold = settings.routing.threshold or threshold_for_share(name, share, own_calibrations())
     except (RouterError, StoreError) as error:
         yield Finding("router", "bad", f"{error}; until then nothing goes up")
         return

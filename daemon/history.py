@@ -26,11 +26,12 @@ class UnknownDecisionError(LookupError):
 
 def shown(record: Record) -> dict[str, Any]:
     """A record as a JSON object, with the reason in words."""
-    explanation = None if record.reason is None else _sentence(record.reason)
+    explanation = None if record.reason is None else sentence(record.reason)
     return {"request_id": record.id, **asdict(record), "explanation": explanation}
 
 
-def _sentence(code: str) -> str:
+def sentence(code: str) -> str:
+    """What the reason with this code says to people."""
     # A ledger outlives versions, and with them reasons.
     return Reason[code.upper()].value if code.upper() in Reason.__members__ else code
 

@@ -6,12 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from routers.calibration import Calibration
 
 TRAINERS = {"mf": "mf", "knn": "references", "sw_ranking": "references", "bert": "bert"}
 """The module of `routers.training` that trains each router."""
 DEFAULT_ENCODER = "use-multilingual"
+FEWEST_SCORES = 200
+"""Of which a share of 5 % is ten: fewer say little about the rarely hard."""
 SAMPLE = "Explain, step by step, why the sum of the angles of a triangle is 180 degrees. " * 5
 """About a hundred tokens, to time a router with."""
 
@@ -53,18 +59,57 @@ def routers(measure: bool) -> None:
 @click.command()
 @click.option("--router", default="mf", show_default=True)
 @click.option("--cloud-share", type=click.FloatRange(0, 1), default=0.2, show_default=True)
-def calibrate(router: str, cloud_share: float) -> None:
-    """Say which threshold sends a share of ordinary prompts up, by the sample that ships with the router."""
-    from routers.calibration import shipped
+@click.option("--from-ledger", is_flag=True, help="From now on go by the scores of your own prompts.")
+@click.option("--undo", is_flag=True, help="Take the latest such calibration back.")
+def calibrate(router: str, cloud_share: float, from_ledger: bool, undo: bool) -> None:
+    """Say which threshold sends a share of prompts up, by your own calibration or the sample that ships."""
+    from daemon.scorer import own_calibrations
+    from routers.calibration import in_force, keep, versions
     from routers.interface import RouterError
 
+    folder = own_calibrations()
     try:
-        calibration = shipped(router)
+        if undo:
+            if not (mine := versions(router, folder)):
+                raise click.ClickException(f"there is no calibration of your own for {router} in {folder}")
+            mine[-1].unlink()
+            click.echo(f"removed {mine[-1]}", err=True)
+        if from_ledger:
+            path = keep(_from_ledger(router), folder)
+            click.echo(f"wrote {path}; a daemon that runs takes it once restarted", err=True)
+        calibration = in_force(router, folder)
         threshold = calibration.threshold(cloud_share)
     except RouterError as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"threshold {threshold:.4f} for {router}@{calibration.version}, cloud share {cloud_share:.0%}")
     click.echo(f"sample of {calibration.n} prompts, {calibration.date}: {calibration.sample}", err=True)
+
+
+def _from_ledger(router: str) -> "Calibration":
+    """How the shipped version of `router` scores the prompts of this user."""
+    import hashlib
+    import time
+
+    import numpy as np
+
+    from daemon.history import opened
+    from daemon.ledger import LedgerError, default_path
+    from routers.calibration import measured, shipped
+
+    version = shipped(router).version
+    try:
+        with opened(default_path()) as history:
+            scores = np.asarray(history.scores(f"{router}@{version}"), dtype=np.float64)
+    except LedgerError as error:
+        raise click.ClickException(str(error)) from None
+    if len(scores) < FEWEST_SCORES:
+        raise click.ClickException(
+            f"the ledger has {len(scores)} scores by {router}@{version}, and a calibration takes {FEWEST_SCORES}: "
+            "use upcall for a while and try again"
+        )
+    digest = hashlib.sha256(np.sort(scores).tobytes()).hexdigest()
+    date = time.strftime("%Y-%m-%d")
+    return measured(router, version, scores, date=date, sample="the scores in this user's ledger", data_sha256=digest)
 
 
 @click.command()

@@ -10,7 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+import platformdirs
 
 from daemon.config import Routing
 from daemon.judge import LocalJudge, NotJudgedError
@@ -190,7 +193,7 @@ class Scorer:
         if loaded is None:
             return None, None
         label = f"{loaded.router.name}@{loaded.router.version}"
-        return threshold_for_share(self._routing.router, cloud_share), label
+        return threshold_for_share(self._routing.router, cloud_share, own_calibrations()), label
 
     def _names(self) -> Sequence[str]:
         from routers.registry import ROUTERS
@@ -230,7 +233,7 @@ class Scorer:
         raw = self._routing.threshold if name == self._routing.router else None
         try:
             router = load(name, self._store.path("use-multilingual"))
-            threshold = threshold_for_share(name, self._routing.cloud_share) if raw is None else raw
+            threshold = threshold_for_share(name, self._routing.cloud_share, own_calibrations()) if raw is None else raw
         except (RouterError, StoreError) as error:
             self._failed[name] = time.monotonic() + RETRY_SECONDS
             self._trouble(name, str(error))
@@ -278,3 +281,8 @@ def text_of(message: Message) -> str:
     if isinstance(content, str):
         return content
     return "\n".join(part["text"] for part in content or () if part.get("type") == "text")
+
+
+def own_calibrations() -> Path:
+    """The folder of the calibrations that people made of their own scores."""
+    return platformdirs.user_state_path("upcall") / "calibrations"

@@ -47,15 +47,40 @@ class Calibration:
         path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
 
 
-def threshold_for_share(router: str, cloud_share: float) -> float:
-    """The threshold at which the shipped sample sends `cloud_share` (0 to 1) of its prompts to the strong model.
+def threshold_for_share(router: str, cloud_share: float, own: Path | None = None) -> float:
+    """The threshold at which the sample of `in_force` sends `cloud_share` (0 to 1) of its prompts to the strong model.
 
     0 gives a threshold above every score, 1 one below every score.
 
     Raises:
         RouterError: no such share, or no usable calibration for `router`.
     """
-    return shipped(router).threshold(cloud_share)
+    return in_force(router, own).threshold(cloud_share)
+
+
+def in_force(router: str, own: Path | None) -> Calibration:
+    """The latest calibration in the folder `own` that fits the shipped version of `router`, else the shipped one."""
+    base = shipped(router)
+    for path in reversed(versions(router, own) if own else []):
+        calibration = read(path)
+        if calibration.version == base.version:
+            return calibration
+    return base
+
+
+def versions(router: str, own: Path) -> list[Path]:
+    """The calibrations of `router` in the folder `own`, oldest first."""
+    return sorted(own.glob(f"{router}-[0-9][0-9][0-9][0-9].json"))
+
+
+def keep(calibration: Calibration, own: Path) -> Path:
+    """Write `calibration` as the latest version in the folder `own`; the path of its file."""
+    own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    before = versions(calibration.router, own)
+    number = int(before[-1].stem[-4:]) + 1 if before else 1
+    path = own / f"{calibration.router}-{number:04d}.json"
+    calibration.save(path)
+    return path
 
 
 def shipped(router: str) -> Calibration:

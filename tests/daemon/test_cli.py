@@ -18,7 +18,7 @@ def home(tmp_path: Path) -> dict[str, str]:
 
 
 COMMANDS = """serve pull models rm privacy doctor routers calibrate train evaluate
-    key_test key_set key_rm key_where config_check config_show service_install"""
+    stats decisions why key_test key_set key_rm key_where config_check config_show service_install"""
 
 
 @pytest.mark.parametrize("command", COMMANDS.split())

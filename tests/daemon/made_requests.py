@@ -97,9 +97,11 @@ def _request(case: Any, body: Any) -> Request:
 def _shortened(body: Any) -> Any:
     if isinstance(body, dict):
         return {
-            key: FEW_TOKENS
-            if key in LENGTHS and isinstance(value, int | float) and value > FEW_TOKENS
-            else _shortened(value)
-            for key, value in body.items()
+            key: FEW_TOKENS if key in LENGTHS and _is_long(value) else _shortened(value) for key, value in body.items()
         }
     return body
+
+
+def _is_long(length: Any) -> bool:
+    # Ollama takes a negative one for no limit.
+    return isinstance(length, int | float) and (length > FEW_TOKENS or length < 0)

@@ -33,6 +33,7 @@ NEVER_ANSWERS = {"CLOUD__BASE_URL": f"http://{SILENT}/v1"}
 FAULTS = {
     "none": {},
     "a cloud that times out": {**NEVER_ANSWERS, "CLOUD__TIMEOUTS__FIRST_BYTE": "0.5"},
+    "a budget that is spent": {"BUDGET__DAILY_USD": "0"},
 }
 """Faults that lie in the settings; the others happen while the daemon runs."""
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})

@@ -87,4 +87,8 @@ def platt(lead: Floats, outcome: Floats, weight: Floats) -> tuple[float, float]:
         gradient = inputs.T @ (weight * (chance - outcome)) + 1e-4 * line
         curvature = (inputs * (weight * chance * (1 - chance))[:, None]).T @ inputs + 1e-4 * np.eye(2)
         line -= np.linalg.solve(curvature, gradient)
-    return max(float(line[0]), 1e-3) / scale, float(line[1])
+    if line[0] >= 1e-3:
+        return float(line[0]) / scale, float(line[1])
+    # Leads that say nothing: the mean outcome for all, in their order.
+    mean = float(weight @ outcome)
+    return 1e-3 / scale, float(np.log(mean / (1 - mean)) - 1e-3 / scale * (weight @ lead))

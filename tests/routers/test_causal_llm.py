@@ -9,6 +9,7 @@ from routers.calibration import measured, shipped
 from routers.causal_llm import CausalRouter, mean_label, question
 from routers.interface import RouterError
 from routers.registry import load
+from routers.training.calibrate import platt
 
 SHA256 = "ab" * 32
 
@@ -97,3 +98,13 @@ def test_a_damaged_calibration_is_a_clear_error(artifacts: Path, text: str) -> N
     (artifacts / SHA256[:12] / "causal_llm.json").write_text(text)
     with pytest.raises(RouterError, match="damaged"):
         CausalRouter(Counting(), artifacts)
+
+
+def test_labels_that_order_prompts_the_wrong_way_leave_everyone_at_the_mean_outcome() -> None:
+    lead = np.linspace(1, 5, 100)
+    outcome = np.linspace(0.9, 0.5, 100)
+    slope, intercept = platt(lead, outcome, np.ones(100))
+    rate = 1 / (1 + np.exp(-(slope * lead + intercept)))
+
+    assert slope > 0
+    assert rate == pytest.approx(np.full(100, 0.7), abs=0.01)

@@ -1,14 +1,17 @@
 """Costs and savings at list prices, of real answers."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from daemon.client import call as call_daemon
 from daemon.prices import Price, look_up
 from models.interface import Usage
 from tests.daemon.conftest import Escalating
 from tests.daemon.harness import client, wait_until
 from tests.emulators.servers import Emulator
+from tests.emulators.upstream import Call, Upstream
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
@@ -38,3 +41,58 @@ def test_a_cloud_answer_names_its_cost_and_a_local_one_what_it_saved(escalating:
 
 def test_a_price_is_per_token() -> None:
     assert Price(2e-6, 8e-6).of(Usage(100, 10)) == pytest.approx(0.00028)
+
+
+async def test_the_list_knows_what_cached_and_very_long_prompts_cost() -> None:
+    tiered, cached = await look_up("openai", "gpt-5.6-sol"), await look_up("anthropic", "claude-opus-5")
+
+    assert tiered
+    assert tiered.of(Usage(272_000, 1_000)) == pytest.approx(272_000 * 4e-6 + 1_000 * 20e-6)
+    assert tiered.of(Usage(272_001, 1_000, 72_001)) == pytest.approx(200_000 * 8e-6 + 72_001 * 0.8e-6 + 1_000 * 30e-6)
+    assert cached
+    read, written, an_hour = 5_000, 2_000, 1_000
+    usage = Usage(10_000, 100, read, written, an_hour)
+    assert cached.of(usage) == pytest.approx(
+        2_000 * 5e-6 + read * 0.5e-6 + 2_000 * 6.25e-6 + 1_000 * 10e-6 + 100 * 25e-6
+    )
+
+
+def test_the_most_is_never_below_what_the_same_tokens_cost() -> None:
+    price = Price(4e-6, 2e-5, 4e-7, 5e-6, 1e-5, [(1000, Price(8e-6, 3e-5))])
+    for prompt in (1, 999, 1000, 1001, 5000):
+        for usage in (
+            Usage(prompt, 7),
+            Usage(prompt, 7, prompt),
+            Usage(prompt, 7, 0, prompt),
+            Usage(prompt, 7, 0, 0, 1),
+        ):
+            assert price.most(prompt, 7) >= price.of(usage)
+            assert price.most(2 * prompt, 9) >= price.of(usage)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_what_anthropic_cached_is_priced_to_the_cent_by_either_wire(
+    escalating: Escalating, upstream: Upstream, path: str
+) -> None:
+    async def cached(call: Call) -> None:
+        counted = {
+            "input_tokens": 1_000, "output_tokens": 1, "cache_read_input_tokens": 50_000,
+            "cache_creation_input_tokens": 20_000,
+            "cache_creation": {"ephemeral_5m_input_tokens": 15_000, "ephemeral_1h_input_tokens": 5_000},
+        }  # fmt: skip
+        start, *rest = call.begin
+        start["message"]["usage"] = counted  # type: ignore[index]
+        await call.send(start, *rest, call.text("Hi"), *call.end)
+
+    upstream.script = cached
+    daemon = escalating(upstream.base_url("anthropic"), "anthropic")
+    body = {"model": "cloud", "messages": HELLO, "max_tokens": 50}
+    headers = {"x-upcall-route": "cloud"}
+    answer = await asyncio.to_thread(call_daemon, daemon.server, "POST", path, body, headers, 120)
+    assert answer["id"]
+    [kept] = (await asyncio.to_thread(daemon.call, "GET", "/upcall/decisions"))["decisions"]
+
+    assert (kept["prompt_tokens"], kept["completion_tokens"], kept["cached_tokens"]) == (71_000, 3, 50_000)
+    cost = 1_000 * 5e-6 + 50_000 * 0.5e-6 + 15_000 * 6.25e-6 + 5_000 * 10e-6 + 3 * 25e-6
+    assert kept["cost_usd"] == pytest.approx(cost, abs=1e-9)
+    assert not kept["estimated"]

@@ -103,8 +103,8 @@ class ChatBody(BaseModel):
 
     model: str = Field(default="auto", max_length=256)
     messages: list[Message] = Field(min_length=1)
-    stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -115,7 +115,7 @@ class ChatBody(BaseModel):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stop: str | list[str] | None = None
-    n: int = Field(default=1, ge=1, le=16)
+    n: int | None = Field(default=None, ge=1, le=16)
     logit_bias: dict[str, float] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -136,7 +136,7 @@ class ChatBody(BaseModel):
             frequency_penalty=self.frequency_penalty,
             seed=self.seed,
             stop=[self.stop] if isinstance(self.stop, str) else self.stop or (),
-            n=self.n,
+            n=self.n or 1,
             logit_bias=self.logit_bias,
             logprobs=bool(self.logprobs),
             top_logprobs=self.top_logprobs or 0,
@@ -160,8 +160,9 @@ class OpenAI:
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         body, chat, ask = await self._read(request)
-        shape = partial(Completion, include_usage=body.stream_options.include_usage)
-        return await answer(request, self._dispatcher, chat, ask, "openai", shape, body.stream)
+        include_usage = bool(body.stream_options and body.stream_options.include_usage)
+        shape = partial(Completion, include_usage=include_usage)
+        return await answer(request, self._dispatcher, chat, ask, "openai", shape, bool(body.stream))
 
     async def route(self, request: web.Request) -> web.Response:
         """A dry run: the decision that this chat completion would get, without an answer."""

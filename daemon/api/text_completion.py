@@ -29,7 +29,7 @@ class CompletionBody(BaseModel):
 
     model: str = Field(default="auto", max_length=256)
     prompt: str | list[str]
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     logprobs: int | None = Field(default=None, ge=0, le=5)
@@ -93,7 +93,7 @@ class TextCompletions:
 
         if body.stream and len(chats) > 1:
             raise ApiError(400, "prompt: only one prompt can be streamed; send a request for each.", param="prompt")
-        answers = [await answer(request, self._dispatcher, chat, ask, "openai", shape, body.stream) for chat in chats]
+        answers = [await answer(request, self._dispatcher, chat, ask, "openai", shape, bool(body.stream)) for chat in chats]
         return answers[0] if len(answers) == 1 else _together(answers)
 
 

@@ -1,0 +1,74 @@
+"""The local worker killed over and over, at every stage of an answer."""
+
+import sys
+import threading
+from pathlib import Path
+from queue import Queue
+
+import openai
+import psutil
+import pytest
+
+from tests.daemon.harness import client, running_daemon, wait_until
+
+KILLS = 50
+ALWAYS_WELL_AGAIN = (
+    "import sys, daemon.children as c, daemon.cli; c.STEADY_SECONDS = 0; sys.argv.pop(0); daemon.cli.main()"
+)
+"""Serves, and takes each worker to have been well for long before its end; else the pauses between restarts grow."""
+LONG = "The quick brown fox jumps over the lazy dog near the river. " * 300
+
+
+@pytest.mark.timeout(1800)
+def test_fifty_kills_in_prefill_and_in_decode_cost_one_answer_each(tmp_path: Path, models_ready: Path) -> None:
+    with running_daemon(tmp_path, models_ready, {}, wrapper=[sys.executable, "-c", ALWAYS_WELL_AGAIN]) as daemon:
+        gateway, asking = daemon.children("daemon.gateway"), client(daemon)
+        for number in range(KILLS):
+            wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "ready")
+            (worker,) = daemon.children("local")
+            before = computed(worker)
+            in_prefill = number % 2 == 0
+            request = Request(asking, f"{number}: {LONG}" if in_prefill else f"Count from {number} to a thousand.")
+            if in_prefill:
+                wait_until(lambda: computed(worker) > before + 0.2)  # noqa: B023 - called in this round only
+                assert request.pieces.empty()
+            else:
+                assert request.pieces.get(timeout=120), f"request {number} ended before it was killed"
+            worker.kill()
+            request.join(120)
+            assert not request.is_alive(), f"the client of request {number} hangs"
+            assert isinstance(request.error, openai.APIError), f"request {number} got {request.error!r}"
+        hello = [{"role": "user", "content": "hello"}]
+        answer = asking.chat.completions.create(model="local", messages=hello, max_tokens=2)  # type: ignore[arg-type]
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens > 0
+        assert daemon.children("daemon.gateway") == gateway
+
+
+class Request(threading.Thread):
+    """A streamed answer, and what became of it."""
+
+    def __init__(self, asking: openai.OpenAI, prompt: str) -> None:
+        super().__init__(daemon=True)
+        self.pieces: Queue[bool] = Queue()
+        self.error: Exception | None = None
+        self._client = asking
+        self._prompt = prompt
+        self.start()
+
+    def run(self) -> None:
+        messages = [{"role": "user", "content": self._prompt}]
+        try:
+            for chunk in self._client.chat.completions.create(  # type: ignore[call-overload]
+                model="local", messages=messages, max_tokens=2000, stream=True, logit_bias={"2": -100}
+            ):
+                if chunk.choices and chunk.choices[0].delta.content:
+                    self.pieces.put(True)
+        except Exception as error:
+            self.error = error
+        self.pieces.put(False)
+
+
+def computed(worker: psutil.Process) -> float:
+    times = worker.cpu_times()
+    return float(times.user + times.system)

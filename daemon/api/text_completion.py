@@ -93,7 +93,9 @@ class TextCompletions:
 
         if body.stream and len(chats) > 1:
             raise ApiError(400, "prompt: only one prompt can be streamed; send a request for each.", param="prompt")
-        answers = [await answer(request, self._dispatcher, chat, ask, "openai", shape, bool(body.stream)) for chat in chats]
+        answers = [
+            await answer(request, self._dispatcher, chat, ask, "openai", shape, bool(body.stream)) for chat in chats
+        ]
         return answers[0] if len(answers) == 1 else _together(answers)
 
 

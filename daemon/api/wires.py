@@ -2,9 +2,10 @@
 
 from aiohttp import web
 
-from daemon.api import anthropic_message, completion, ollama_answer
+from daemon.api import anthropic_message, completion
 from daemon.api.errors import ApiError
 from daemon.api.explain import new_request_id
+from daemon.api.ollama_answer import error_object as ollama_error
 
 
 def error_response(path: str, error: ApiError) -> web.Response:
@@ -14,7 +15,7 @@ def error_response(path: str, error: ApiError) -> web.Response:
         body, status = anthropic_message.error_object(error, id), anthropic_message.status(error)
         return web.json_response(body, status=status, headers={**error.headers, "request-id": id})
     if path.startswith("/api/"):
-        return web.json_response(ollama_answer.error_object(error), status=error.status, headers=error.headers)
+        return web.json_response(ollama_error(error), status=error.status, headers=error.headers)
     return web.json_response(completion.error_object(error), status=error.status, headers=error.headers)
 
 

@@ -57,7 +57,7 @@ ANTHROPIC_IMAGE = {
 OLLAMA_IMAGE = {"messages": [{"role": "user", "content": "hello", "images": ["iVBORw0KGgo="]}]}
 FUNCTION = {"name": "weather", "parameters": {"type": "object"}, "input_schema": {"type": "object"}}
 TOOL = {"tools": [{"type": "function", **FUNCTION, "function": FUNCTION}], "tool_choice": "required"}
-LONG = {"messages": [{"role": "user", "content": "word " * 2000}], "prompt": "word " * 2000, "input": "word " * 2000}
+LONG = {"messages": [{"role": "user", "content": "word " * 2000}], "input": "word " * 2000}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,11 @@ def post(
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     with asked(daemon, "POST", path, data, headers, timeout) as answer:
         return answer.status, answer.read().decode()
+
+
+def any_wire(path: str) -> dict[str, Any]:
+    # To one wire a prompt is a conversation kept by the server, which it refuses.
+    return {name: value for name, value in ANY_WIRE.items() if (path, name) != ("/v1/responses", "prompt")}
 
 
 def touch(daemon: Daemon, method: str, path: str) -> None:
@@ -121,7 +126,7 @@ def test_an_escalation_is_seen_on_the_wire_and_privacy_mode_ends_it(
     with daemon_in(box, tmp_path, models_ready) as daemon:
         for path in WIRES.intersection(daemon.paths()):
             box.requests.write_text("")
-            assert ANSWER in post(daemon, path, ANY_WIRE | {"stream": False})[1], path
+            assert ANSWER in post(daemon, path, any_wire(path) | {"stream": False})[1], path
             assert '"hello"' in box.requests.read_text(), path
         assert box.leaked() > before
 
@@ -207,7 +212,7 @@ def _ask_everything(daemon: Daemon) -> None:
     for path in daemon.paths():
         for more in ({}, {"model": "auto"}, TOOL, IMAGE, ANTHROPIC_IMAGE, OLLAMA_IMAGE, LONG, {"messages": None}):
             for stream in (False, True):
-                post(daemon, path, ANY_WIRE | more | {"stream": stream})
+                post(daemon, path, any_wire(path) | more | {"stream": stream})
         # The feed of events answers for as long as it is listened to.
         for method in ("GET", "PUT", "DELETE") if path != "/upcall/events" else ("PUT", "DELETE"):
             touch(daemon, method, path)

@@ -108,8 +108,7 @@ class Quiz:
         if not np.array_equal(shared, self._prefix):
             self._context.cut(0, 0)
             self._prefix = shared
-            if len(shared):
-                self._compute([(0, shared, 0)])
+            self._compute([(0, shared, 0)])
 
     def _fitting(self, waiting: Sequence[tuple[Asked, Tokens]]) -> int:
         """How many of the next questions one batch and the context hold."""
@@ -141,10 +140,12 @@ class Quiz:
 
     def _compute(self, parts: Sequence[tuple[int, Sequence[int] | Tokens, int]], *, output: bool = False) -> None:
         """Add tokens to sequences that hold so many already; with `output`, one each, and keep what comes of them."""
+        parts = [part for part in parts if len(part[1])]
+        if not parts:  # as where a question stands alone, and all but its last token is the common beginning
+            return
         self._context.clear_batch()
         for sequence, tokens, position in parts:
-            if len(tokens):
-                self._context.add(tokens, position, sequence, output=output)
+            self._context.add(tokens, position, sequence, output=output)
         if result := self._context.decode(hidden=output):
             raise LoadError(f"{self._settings.path}: llama.cpp could not compute a batch (error {result}); try again")
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.calibration import Calibration, measured
+from routers.interface import RouterError
 from routers.second_look import FILE, signals
 from routers.training.attempts import Attempts
 from routers.training.export import write_second_look
@@ -25,6 +26,7 @@ AXES = 64
 PENALTY = 30.0
 """Of squared weights of standardized inputs, in questions' worth of cross entropy."""
 BLEND_PENALTY = 1.0
+PARTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +143,11 @@ class Trained:
 
 
 def fit(some: Lessons) -> Trained:
-    """Train on `some`, of at least two sources; what is learnt is to hold for a source that is not among them."""
+    """Train on `some`, so that what is learnt holds for a source that is not among them; one alone is cut in parts."""
     unseen = np.zeros((len(some.source), 2))
-    for name in np.unique(some.source):
-        here = some.source == name
+    parts = some.source if len(np.unique(some.source)) > 1 else np.arange(len(some.source)) % PARTS
+    for part in np.unique(parts):
+        here = parts == part
         unseen[here] = heads(some.rows(~here)).logits(some.rows(here))
     blend = regress(np.column_stack([unseen, _plain(some)]), some.outcome, BLEND_PENALTY)
     both = heads(some)
@@ -172,8 +175,13 @@ def ship(some: Lessons, out: Path, model_sha256: str) -> Calibration:
     """Train on all of `some` that may train, and write the graph and its calibration to `out`.
 
     The calibration is of each question's score by a second look that had not seen its source.
+
+    Raises:
+        RouterError: the questions are of fewer than two sources.
     """
     some = some.rows(np.array([ORIGINS[name].trains for name in some.source.tolist()]))
+    if len(np.unique(some.source)) < 2:
+        raise RouterError("A second look learns from questions of two sources at least: ask the model more of them.")
     trained, unseen = fit(some), held_out(some)
     digest = hashlib.sha256(model_sha256.encode())
     for array in (trained.hidden, trained.plain, np.array(trained.intercept)):

@@ -1,0 +1,123 @@
+"""Getting to know a model: what is interrupted goes on, power is waited for, and what comes out can be loaded."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from daemon import learn
+from daemon.cli import cli
+from models.llama.errors import LoadError
+from models.llama.quiz import Quiz
+from routers.second_look import SecondLook
+from routers.training import attempts as kept
+from routers.training.questions import BLOCK, Question
+from routers.training.second_look import lessons, ship
+
+QUESTIONS = [
+    Question(
+        ("mmlu_pro", "agieval_en", "crux")[number % 3],
+        f"{number} + 1 = ?\nA. {number + 1}\nB. {number}",
+        "A",
+        1.0,
+        choices=2,
+    )
+    for number in range(BLOCK + 8)
+]
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _no_lasting_niceness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learn.os, "nice", lambda increment: increment)
+
+
+def test_what_was_interrupted_goes_on_and_asks_nothing_twice(
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put: list[str] = []
+    ask = Quiz.ask
+    monkeypatch.setattr(Quiz, "ask", lambda quiz, asked: put.extend(each.prompt for each in asked) or ask(quiz, asked))
+
+    def stop(done: int, total: int, state: str) -> None:
+        assert total == len(QUESTIONS)
+        if done:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        learn.ask(smollm2, QUESTIONS, tmp_path, on_progress=stop)
+    assert len(put) == BLOCK
+    heard: list[int] = []
+    found = learn.ask(smollm2, QUESTIONS, tmp_path, on_progress=lambda done, total, state: heard.append(done))
+
+    assert heard == [BLOCK, len(QUESTIONS)]
+    assert sorted(put) == sorted(question.prompt for question in QUESTIONS)
+    assert found.key.tolist() == [question.key for question in QUESTIONS]
+    assert found.at_first.shape == (len(QUESTIONS), 576)
+    assert not any(b"= ?" in file.read_bytes() for file in tmp_path.iterdir()), "no text is kept"
+
+    some = lessons(QUESTIONS, found, [0.5] * len(QUESTIONS))
+    ship(some, tmp_path / "look", learn.file_sha256(smollm2))
+    chance = SecondLook.load(tmp_path / "look").judge(0.5, np.ones(576), [1.0], [0.5])
+    assert 0 < chance < 1
+
+
+def test_questions_that_were_all_asked_load_no_model(tmp_path: Path) -> None:
+    kept.append(
+        tmp_path,
+        kept.Attempts(
+            np.array([question.key for question in QUESTIONS]),
+            np.ones(len(QUESTIONS), np.bool_),
+            *(np.ones((len(QUESTIONS), 4), np.float16) for _ in range(2)),
+            *(kept.padded([[0.5]] * len(QUESTIONS), kept.WATCHED) for _ in range(2)),
+            kept.padded([[]] * len(QUESTIONS), kept.CHOICES),
+        ),
+    )
+    assert len(learn.ask(tmp_path / "no-such.gguf", QUESTIONS[:3], tmp_path)) == 3
+
+
+def test_on_battery_it_waits_until_there_is_power(
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def battery() -> SimpleNamespace:
+        return SimpleNamespace(percent=50, power_plugged=len(said) == 3)
+
+    monkeypatch.setattr(psutil, "sensors_battery", battery, raising=False)
+    monkeypatch.setattr(learn, "ON_BATTERY", 0.0)
+    learn.ask(smollm2, QUESTIONS[:2], tmp_path, on_progress=lambda done, total, state: said.append(state))
+    assert said == ["", "waiting for mains power", "waiting for mains power", ""]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["learn-model", "no-such-model", "--data", "."], "no model is called"),
+        (["learn-model", "./no-such.gguf", "--data", "."], "there is no file"),
+        (["learn-model", "smollm2-135m", "--data", ".", "--questions", "3"], "200"),
+        (["evaluate", "--second-look", "smollm2-135m"], "--data"),
+    ],
+)
+def test_bad_arguments_are_refused_in_a_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UPCALL_DATA", raising=False)
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code != 0
+    assert message in done.output + str(done.exception)
+
+
+def test_a_damaged_model_is_refused_in_a_line(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(LoadError) as refused:
+        learn.ask(broken, QUESTIONS, tmp_path / "kept")
+    assert str(broken) in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from models.llama.errors import RefusedError
 from models.llama.sampler import Candidates, NoTokenLeftError
 from models.llama.settings import LlamaSettings
 from models.llama.slots import Slot, SlotPool
+from models.llama.task import Ended, Outbox, Output, Task
 from models.llama.text import Piece, TextStream
 
 _log = logging.getLogger(__name__)
@@ -31,58 +32,6 @@ _IDLE_SHARE = 0.01
 """Of the weights' size: keys and values of idle conversations that a step may have to read beside the weights."""
 _LONGEST_STEP = 4.0
 """Seconds that a newcomer may have to wait for a step that only reads prompts, where larger ones hardly read faster."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A choice is complete; what it took."""
-
-    reason: Literal["stop", "length"]
-    choice: int
-    completion_tokens: int
-    cached_tokens: int
-    stop: str | None = None
-    """The stop string that ended it."""
-
-
-Output: TypeAlias = TextDelta | Confidence | Hidden | Progress | Ended | Failure
-
-
-class Outbox:
-    """Carries what the engine's thread says about a request to the event loop that waits for it."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Output] = asyncio.Queue()
-        self.get = self._queue.get
-        self.put = self._queue.put_nowait
-
-
-class Picks(Protocol):
-    """What picks the next token of a task: a `Sampler`."""
-
-    def sample(self, row: NDArray[np.float32], argmax: int, candidates: Candidates) -> int: ...
-
-
-@dataclass(eq=False, slots=True, kw_only=True)
-class Task:
-    """One choice of a request, ready to run."""
-
-    prompt: NDArray[np.int32]
-    max_tokens: int
-    sampler: Picks
-    stops: Sequence[str]
-    logprobs: int | None
-    """Alternatives to report per token; None: no logprobs at all."""
-    choice: int
-    outbox: Outbox
-    cancelled: bool = False
-    position: int = -1
-    """Its place in the queue, as last reported."""
-
-    @property
-    def reserve(self) -> int:
-        return len(self.prompt) + self.max_tokens
 
 
 class EngineEndedError(Exception):

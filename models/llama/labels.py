@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from models.interface import FailureCode
 from models.llama.distribution import Distribution
-from models.llama.engine import Outbox, Task
 from models.llama.errors import RefusedError
 from models.llama.sampler import Candidates
+from models.llama.task import Outbox, Task
 from models.llama.vocabulary import Vocabulary
 
 

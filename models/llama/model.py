@@ -25,12 +25,13 @@ from models.interface import (
     Usage,
 )
 from models.llama.context import Context, Model
-from models.llama.engine import Ended, Engine, EngineEndedError, Outbox, Task
+from models.llama.engine import Engine, EngineEndedError
 from models.llama.errors import LoadError, RefusedError
 from models.llama.fit import fit
 from models.llama.labels import LabelReader, label_task
 from models.llama.request import offered_tools, prepare
 from models.llama.settings import LlamaSettings
+from models.llama.task import Ended, Outbox, Task
 from models.llama.template import Renderer, choose_template
 from models.llama.tools import ToolCallReader, tool_name
 

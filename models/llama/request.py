@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from models.interface import ChatRequest, FailureCode
-from models.llama.engine import Outbox, Task
 from models.llama.errors import RefusedError
 from models.llama.sampler import Sampler, Sampling
 from models.llama.schema import Grammar
 from models.llama.settings import LlamaSettings
+from models.llama.task import Outbox, Task
 from models.llama.template import Renderer
 from models.llama.tools import OPEN, calls_rule, tool_name
 from models.llama.vocabulary import Vocabulary

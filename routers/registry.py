@@ -4,11 +4,13 @@ import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from routers.bert import BertRouter
 from routers.causal_llm import CausalRouter, Judge
 from routers.encoder import Encoder
 from routers.interface import Router, RouterError
 from routers.knn import NearestNeighboursRouter
 from routers.mf import MatrixFactorizationRouter
+from routers.minilm import FILE as MINILM
 from routers.random import RandomRouter
 from routers.sw_ranking import SimilarityWeightedRouter
 
@@ -16,9 +18,10 @@ ROUTERS: Mapping[str, Callable[[Path], Router]] = {
     "mf": lambda encoder: MatrixFactorizationRouter(Encoder(encoder)),
     "knn": lambda encoder: NearestNeighboursRouter(Encoder(encoder)),
     "sw_ranking": lambda encoder: SimilarityWeightedRouter(Encoder(encoder)),
+    "bert": lambda encoder: BertRouter(encoder.with_name(MINILM)),
     "random": lambda encoder: RandomRouter(),
 }
-"""How each router is made from the path of the encoder file, which those that need none ignore."""
+"""How each router is made from the path of the multilingual encoder, beside which the model store has MiniLM."""
 NAMES = (*ROUTERS, CausalRouter.name)
 """All of them; `causal_llm` is made from a judge."""
 

@@ -9,7 +9,7 @@ TORCH := 2.13.0
 APT := dbus dbus-user-session libpam-systemd gnome-keyring libsecret-tools systemd-container nftables uidmap \
 	chromium chromium-driver fonts-dejavu-core strace iproute2
 
-.PHONY: help install run run-pair test test-deps lint bench train-deps lock clean
+.PHONY: help install run run-pair test test-deps lint docs bench train-deps lock clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -35,6 +35,11 @@ lint: install ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install ## write the pages that are made from the code: settings, manual page
+	mkdir -p .build
+	$(BIN)/python -m daemon.config_reference > .build/page && mv .build/page docs/configuration.md
+	$(BIN)/python -m daemon.man_page > .build/page && mv .build/page docs/upcall.1
 
 bench: install ## measure start-up, routing and the cloud side against their peers; the engine's peer is named in its results
 	$(BIN)/upcall pull smollm2-135m use-multilingual minilm-l6

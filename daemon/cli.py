@@ -1,7 +1,4 @@
-"""The command line. Every command imports what it needs when it runs, so that `upcall --help` answers at once.
-
-Exit status: 0 done, 1 it failed (the reason is on standard error), 2 wrong usage or configuration.
-"""
+"""The command line. Every command imports what it needs when it runs, so that `upcall --help` answers at once."""
 
 import sys
 from pathlib import Path
@@ -11,8 +8,11 @@ import click
 from daemon import ask_cli, judge_cli, keys_cli, learn_cli, ledger_cli, models_cli, routing_cli, service_cli
 from daemon.settings_cli import Flags, config_option, load_settings, settings_or_exit
 
+EXIT_STATUS = """Exit status: 0 done; 1 it failed, and standard error says why; 2 wrong usage or settings; 130 `ask` was
+stopped by ctrl-C. `service status` and `service logs` end with systemctl's and journalctl's own."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_STATUS)
 @click.version_option(package_name="upcall")
 def cli() -> None:
     """Answer prompts on this machine, and call up to a cloud model only when it must."""

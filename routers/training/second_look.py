@@ -70,6 +70,14 @@ def lessons(questions: Sequence[Question], attempts: Attempts, first_scores: Seq
     )
 
 
+def of_any(every: Sequence[Lessons]) -> Lessons:
+    """The lessons of several models as those of any: without hidden states, which only one of them has."""
+    names = [name for name in Lessons.__slots__ if name != "hidden"]
+    together = (np.concatenate([getattr(some, name) for some in every]) for name in names)
+    source, first_score, signals, weak, strong = together
+    return Lessons(source, first_score, np.empty((len(source), 0)), signals, weak, strong)
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A logistic regression: the logit is `inputs @ weights + intercept`."""

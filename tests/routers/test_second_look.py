@@ -17,7 +17,7 @@ from routers.second_look import FILE, SIGNALS, SecondLook, beside, signals
 from routers.training import attempts as kept
 from routers.training.attempts import Attempts
 from routers.training.questions import ORIGINS, Question
-from routers.training.second_look import Lessons, fit, held_out, ship
+from routers.training.second_look import Lessons, fit, held_out, of_any, ship
 from tests.routers.made import WIDTH, made_lessons
 
 SHA256 = "ab" * 32
@@ -94,7 +94,7 @@ def test_thresholds_for_a_share_come_from_its_own_scores(artifact: Path) -> None
 
 
 def test_a_rule_without_hidden_states_takes_none(some: Lessons, tmp_path: Path) -> None:
-    ship(replace(some, hidden=np.empty((len(some.weak), 0))), tmp_path / second_look.RULE, "")
+    ship(of_any([some, some]), tmp_path / second_look.RULE, "")
     look = SecondLook.load(tmp_path / second_look.RULE)
     assert look.width == 0
     sure, unsure = look.judge(0.6, None, [0.1, 0.2], [0.95, 0.9]), look.judge(0.6, None, [2.5, 2.0], [0.05, 0.1])
@@ -105,8 +105,7 @@ def test_what_the_user_had_learnt_comes_before_what_is_shipped_and_the_rule_come
     some: Lessons, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(second_look, "SHIPPED", tmp_path / "shipped")
-    without = replace(some, hidden=np.empty((len(some.weak), 0)))
-    rule = ship(without, tmp_path / "shipped" / second_look.RULE, "").version
+    rule = ship(of_any([some]), tmp_path / "shipped" / second_look.RULE, "").version
     shutil.copytree(artifact, tmp_path / "shipped" / SHA256[:16])
     model = tmp_path / "model.gguf"
     assert SecondLook.find(model, "cd" * 32).version == rule

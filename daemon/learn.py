@@ -22,6 +22,7 @@ from routers.training.attempts import Attempts
 from routers.training.questions import BLOCK, Question, sample
 from routers.training.second_look import lessons, ship
 
+NICENESS = 10
 ON_BATTERY = 30.0
 """Seconds between two looks whether there is power again."""
 
@@ -126,7 +127,7 @@ def ask(
     on_progress(done, len(questions), "")
     if left:
         if hasattr(os, "nice"):
-            os.nice(10)
+            os.nice(max(0, NICENESS - os.nice(0)))
         quiz = Quiz(model, threads=threads)
         try:
             for start in range(0, len(left), BLOCK):

@@ -35,7 +35,7 @@ class StoppedError(Exception):
 
 @pytest.fixture(autouse=True)
 def _no_lasting_niceness(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learn.os, "nice", lambda increment: increment)
+    monkeypatch.setattr(learn.os, "nice", lambda increment: 0)
 
 
 def test_what_was_interrupted_goes_on_and_asks_nothing_twice(

@@ -5,8 +5,10 @@ scripts how it answers. Speaks OpenAI's and Anthropic's streams.
 import asyncio
 import json
 import ssl
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest_asyncio
@@ -150,3 +152,16 @@ async def serving(context: ssl.SSLContext | None) -> AsyncIterator[Upstream]:
     server.url = f"{'https' if context else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
     yield server
     await runner.cleanup()
+
+
+def certificate(folder: Path, host: str) -> tuple[Path, Path]:
+    """Makes a self-signed one for `host` in `folder`: the file to serve with, and the file to trust."""
+    key, cert, both = (folder / f"{name}.pem" for name in ("key", "cert", "both"))
+    kind = "IP" if host[0].isdigit() else "DNS"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2",
+         "-subj", f"/CN={host}", "-addext", f"subjectAltName={kind}:{host}"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    both.write_bytes(key.read_bytes() + cert.read_bytes())
+    return both, cert

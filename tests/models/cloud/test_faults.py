@@ -2,7 +2,6 @@
 
 import asyncio
 import ssl
-import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -12,7 +11,7 @@ import pytest
 
 from models.interface import ChatRequest, FailureCode, Finish, TextDelta
 from tests.emulators.servers import Emulator
-from tests.emulators.upstream import Call, Upstream, answer, serving
+from tests.emulators.upstream import Call, Upstream, answer, certificate, serving
 from tests.models.cloud.asking import ask, events, failure, text
 from tests.models.cloud.conftest import Cloud
 
@@ -448,26 +447,6 @@ async def test_closing_the_model_ends_what_runs_with_a_failure(cloud: Cloud, pro
 # --- TLS and proxies ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
-    """`certificate(name)` makes a self-signed one for that host: the file to serve with, and the file to trust."""
-
-    def make(name: str) -> tuple[Path, Path]:
-        folder = tmp_path_factory.mktemp("tls")
-        key, cert = folder / "key.pem", folder / "cert.pem"
-        kind = "IP" if name[0].isdigit() else "DNS"
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2",
-             "-subj", f"/CN={name}", "-addext", f"subjectAltName={kind}:{name}"],
-            check=True, capture_output=True,
-        )  # fmt: skip
-        both = folder / "both.pem"
-        both.write_bytes(key.read_bytes() + cert.read_bytes())
-        return both, cert
-
-    return make
-
-
 async def over_tls(both: Path, ask_it: Callable[[Upstream], Awaitable[None]]) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(both)
@@ -477,9 +456,9 @@ async def over_tls(both: Path, ask_it: Callable[[Upstream], Awaitable[None]]) ->
 
 
 async def test_a_certificate_authority_from_the_configuration_is_trusted(
-    cloud: Cloud, provider: str, certificate: Callable[[str], tuple[Path, Path]]
+    cloud: Cloud, provider: str, tmp_path: Path
 ) -> None:
-    both, trusted = certificate("127.0.0.1")
+    both, trusted = certificate(tmp_path, "127.0.0.1")
 
     async def ask_it(server: Upstream) -> None:
         model = cloud(provider, server.base_url(provider), ca_bundle=str(trusted))
@@ -490,9 +469,9 @@ async def test_a_certificate_authority_from_the_configuration_is_trusted(
 
 @pytest.mark.parametrize("wrong", ["unknown authority", "other host"])
 async def test_a_wrong_certificate_is_refused_without_a_retry_before_anything_is_sent(
-    cloud: Cloud, provider: str, certificate: Callable[[str], tuple[Path, Path]], wrong: str
+    cloud: Cloud, provider: str, tmp_path: Path, wrong: str
 ) -> None:
-    both, trusted = certificate("127.0.0.1" if wrong == "unknown authority" else "api.openai.com")
+    both, trusted = certificate(tmp_path, "127.0.0.1" if wrong == "unknown authority" else "api.openai.com")
 
     async def ask_it(server: Upstream) -> None:
         bundle = None if wrong == "unknown authority" else str(trusted)

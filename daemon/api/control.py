@@ -34,7 +34,8 @@ class Control:
     async def status(self) -> dict[str, Any]:
         """How upcall and its parts do."""
         standing = self._workers.standing
-        local = await self._workers.local_status()
+        local, cloud = await self._workers.local_status(), await self._workers.cloud_status()
+        resting = cloud is not None and cloud.state == "failed"
         return {
             "status": "ok" if local.state in ("ready", "unloaded") and not self._scorer.trouble else "degraded",
             "privacy": standing.privacy,
@@ -48,8 +49,15 @@ class Control:
                 "state": local.state,
                 "context_length": local.context_length,
                 "detail": local.detail,
+                "running": local.running,
+                "waiting": local.waiting,
             },
-            "cloud": {"model": self._settings.cloud.model, "has_key": standing.has_key, "detail": standing.key},
+            "cloud": {
+                "model": self._settings.cloud.model,
+                "has_key": standing.has_key,
+                "detail": cloud.detail if cloud and resting else standing.key,
+                "resting": resting,
+            },
             "router": {"name": self._settings.routing.router, "detail": self._scorer.trouble},
         }
 

@@ -91,6 +91,7 @@ def document() -> dict[str, Any]:
                 "get": _operation("One request, by the first characters of its id", parameters=ID)
             },
             "/upcall/events": {"get": _operation("Every request as it ends, and how upcall does", stream=True)},
+            "/metrics": {"get": _operation("What requests came to since the start, for Prometheus", text=True)},
             "/openapi.json": {"get": _operation("This document")},
         },
         "components": {"schemas": schemas, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
@@ -135,8 +136,10 @@ def _ollama(schemas: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _operation(summary: str, *, stream: bool = False, **more: Any) -> dict[str, Any]:
+def _operation(summary: str, *, stream: bool = False, text: bool = False, **more: Any) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    if text:
+        content = {"text/plain": {"schema": {"type": "string"}}}
     if stream:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     error = {

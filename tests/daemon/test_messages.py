@@ -227,7 +227,7 @@ async def test_a_refusal_of_anthropic_reaches_the_client_as_its_own(with_anthrop
 
 async def test_a_prompt_as_long_as_claude_codes_goes_where_it_fits(with_anthropic: Daemon, upstream: Upstream) -> None:
     upstream.script = answer
-    long = {**_hello("claude-sonnet-5"), "system": [{"type": "text", "text": "You are an agent. " * 5000}]}
+    long = {**_hello("claude-sonnet-5"), "system": [{"type": "text", "text": "You write programs. " * 5000}]}
     status, _, headers = await post(with_anthropic, "/v1/messages?beta=true", long)
 
     assert (status, headers["x-upcall-reason"]) == (200, "context_length")
@@ -235,7 +235,7 @@ async def test_a_prompt_as_long_as_claude_codes_goes_where_it_fits(with_anthropi
 
 
 async def test_without_a_cloud_a_long_prompt_is_an_error_and_never_cut_short(upcall: Daemon) -> None:
-    long = {**_hello("claude-sonnet-5"), "system": "You are an agent. " * 5000}
+    long = {**_hello("claude-sonnet-5"), "system": "You write programs. " * 5000}
     status, said, _ = await post(upcall, "/v1/messages", long)
 
     assert (status, said["error"]["type"]) == (400, "invalid_request_error")

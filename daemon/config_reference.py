@@ -30,13 +30,16 @@ def reference() -> str:
 
 
 def _sections(section: Schema, known: Mapping[str, Schema], name: str) -> Iterator[str]:
+    """A table of the section's keys, then the sections in it; an array of tables has its name in twice the brackets."""
     keys, inner = {}, {}
     for key, value in section["properties"].items():
-        dotted = f"{name}.{key}" if name else key
+        dotted = f"{name.strip('[]')}.{key}" if name else key
         if "$ref" in value:
             inner[dotted] = _named(value, known)
         elif "$ref" in value.get("additionalProperties", ()):
             inner[f'{dotted}."NAME"'] = _named(value["additionalProperties"], known)
+        elif "$ref" in value.get("items", ()) and "properties" in (listed := _named(value["items"], known)):
+            inner[f"[{dotted}]"] = listed
         else:
             keys[key] = value
     if keys:
@@ -72,6 +75,8 @@ def _values(value: Schema, known: Mapping[str, Schema]) -> str:
             return "`true`, `false`"
         case "array":
             return f"list of: {_values(value['items'], known)}"
+        case "object" if value["additionalProperties"] is True:
+            return "table"
         case "object":
             return f"table of: {_values(value['additionalProperties'], known)}"
         case "integer" | "number":

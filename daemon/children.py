@@ -194,7 +194,10 @@ class Children:
 
 def without_proxy(settings: Settings) -> Settings:
     """For processes that see prompts: the URL of a proxy may hold a password."""
-    return settings.model_copy(update={"cloud": settings.cloud.model_copy(update={"proxy": None})})
+    fallbacks = tuple(each.model_copy(update={"proxy": None}) for each in settings.cloud.fallbacks)
+    return settings.model_copy(
+        update={"cloud": settings.cloud.model_copy(update={"proxy": None, "fallbacks": fallbacks})}
+    )
 
 
 def _harmless_environment() -> dict[str, str]:

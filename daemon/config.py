@@ -132,9 +132,9 @@ class Timeouts(Section):
     """Seconds for the whole answer, retries included."""
 
 
-class Cloud(Section):
-    model: str = "gpt-4"
-    """Strong model: a preset (`gpt-4`, `claude-3-opus`) or, with `provider`, any model id of that provider."""
+class Endpoint(Section):
+    model: str
+    """A preset (`gpt-4`, `claude-3-opus`) or, with `provider`, any model id of that provider."""
     provider: str | None = None
     """`openai` (or any endpoint that speaks it) or `anthropic`; the preset's where it is not set."""
     base_url: str | None = None
@@ -143,8 +143,6 @@ class Cloud(Section):
     """Name of the API key in the keyring; the provider's name where it is not set, `none` for an endpoint without."""
     max_retries: int = Field(default=2, ge=0, le=10)
     """Tries after the first, before the first byte only."""
-    idle_seconds: float = Field(default=300, gt=0)
-    """The process that holds the key ends after so long without work."""
     timeouts: Timeouts = Timeouts()
     unknown_price: Literal["refuse"] | Annotated[float, Field(ge=0)] = "refuse"
     """Under a budget, what a model without a known price means: keep prompts here, or assume so many US dollars per
@@ -153,6 +151,34 @@ class Cloud(Section):
     """HTTP proxy for the way to the cloud."""
     ca_bundle: Path | None = None
     """Certificates to trust instead of the system's."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Length of an answer whose request sets no limit, where the provider demands one, as Anthropic does."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None
+    """How the endpoint calls that limit; not set: OpenAI's own takes the newer name, all others the older."""
+    unsupported: tuple[str, ...] | None = None
+    """Request fields that the model refuses, which are left out; the preset's where it is not set."""
+    defaults: dict[str, Any] | None = None
+    """Request fields to send where the request says nothing; the preset's where it is not set."""
+    context_length: int | None = Field(default=None, ge=1)
+    """Tokens that prompt and answer share; the preset's where it is not set."""
+    tools: bool | None = None
+    """Whether the model calls tools; the preset's where it is not set, else it does."""
+    images: bool | None = None
+    """Whether the model reads images; the preset's where it is not set, else it does not."""
+
+
+class Cloud(Endpoint):
+    model: str = "gpt-4"
+    """Strong model: a preset (`gpt-4`, `claude-3-opus`) or, with `provider`, any model id of that provider."""
+    idle_seconds: float = Field(default=300, gt=0)
+    """The process that holds the keys ends after so long without work."""
+    fallbacks: tuple[Endpoint, ...] = ()
+    """Models to ask, in this order, where the one before fails before its first word."""
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Every model that may be asked, in order of preference."""
+        return self, *self.fallbacks
 
 
 class Privacy(Section):
@@ -307,9 +333,9 @@ def _unknown(keys: list[str]) -> str | None:
     """What is wrong with a dotted name, or `None` where it exists."""
     model: Any = Settings
     for depth, key in enumerate(keys):
-        if get_origin(model) is dict:
-            # Its keys are people's own.
-            model = get_args(model)[1]
+        if get_origin(model) in (dict, tuple):
+            # Its keys are people's own, or numbers.
+            model = get_args(model)[get_origin(model) is dict]
             continue
         fields = getattr(model, "model_fields", {})
         if key not in fields:

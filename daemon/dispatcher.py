@@ -6,11 +6,12 @@ from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from daemon import policy
+from daemon import policy, resolve
 from daemon.battery import Battery
 from daemon.budget import Budget, Hold
 from daemon.config import Settings
 from daemon.policy import Decision, Needs, Reason, Route, State, Wish
+from daemon.prices import Price
 from daemon.scorer import Look, Scorer
 from daemon.sensitive import Recogniser
 from daemon.workers import Workers
@@ -53,6 +54,8 @@ class Chosen:
     """The known prompts that the score was read off, nearest first, where the router does that."""
     failed: FailureCode | None = None
     """Why this is not the model that was chosen first."""
+    hop: int = 0
+    """Which of the cloud models, in order of preference, where it is one."""
     hold: Hold | None = None
     """What was set aside for it, where it costs something and the price is known."""
 
@@ -77,6 +80,7 @@ class Dispatcher:
         self._recogniser = Recogniser(settings.sensitive)
         self._workers = workers
         self._scorer = scorer
+        self._clouds = resolve.clouds(settings.cloud)
         local = settings.local
         # What another machine computes costs this one's battery nothing.
         self._battery = Battery(None if local.endpoint else local.battery_floor)
@@ -97,7 +101,7 @@ class Dispatcher:
             # Nothing is awaited between a decision and this, so that what the decision found affordable still is.
             with self._hold(chosen, request, id, wire) as hold:
                 yield replace(chosen, hold=hold)
-                async with aclosing(self._run(chosen.decision, request, hold)) as events:
+                async with aclosing(self._run(chosen, request, hold)) as events:
                     async for event in events:
                         if isinstance(event, Failure):
                             failure = event
@@ -120,7 +124,7 @@ class Dispatcher:
     def _bill(self, decision: Decision, usage: Usage, hold: Hold | None) -> Bill | None:
         if hold:
             return Bill(hold.usd, 0.0)
-        price = self._workers.price
+        price = self._price()
         return Bill(0.0, price.of(usage)) if price and decision.route == "local" else None
 
     async def decide(self, request: ChatRequest, wish: Wish) -> Chosen:
@@ -189,64 +193,79 @@ class Dispatcher:
         return threshold
 
     def _state(
-        self, local: ModelStatus, request: ChatRequest, wish: Wish, battery_threshold: float | None = None
+        self,
+        local: ModelStatus,
+        request: ChatRequest,
+        wish: Wish,
+        battery_threshold: float | None = None,
+        hop: int = 0,
     ) -> State:
         standing, limits = self._workers.standing, self._settings.budget
         counts = limits.limited or wish.max_cost is not None
-        unaffordable = self._budget.refusal(limits, self._most(request), wish.max_cost) if counts else None
+        unaffordable = self._budget.refusal(limits, self._most(request, hop), wish.max_cost) if counts else None
         return State(
             standing.privacy, standing.has_key, local.tools, local.images, battery_threshold, unaffordable=unaffordable
         )
 
-    def _most(self, request: ChatRequest) -> float | None:
-        """What the cloud can charge for `request`, in US dollars; `None` where its price is not known."""
-        if self._workers.price is None:
+    def _price(self, hop: int = 0) -> Price | None:
+        return self._workers.prices[hop] if self._workers.prices else None
+
+    def _most(self, request: ChatRequest, hop: int) -> float | None:
+        """What that cloud model can charge for `request`, in US dollars; `None` where its price is not known."""
+        price = self._price(hop)
+        if price is None:
             return None
         answer = (request.max_tokens or self._settings.budget.answer_tokens) * request.n
-        return self._workers.price.most(most_tokens(request), answer)
+        return price.most(most_tokens(request), answer)
 
     async def _learn_costs(self) -> bool:
-        """Wait for the price and for what was spent, right after a start; whether there was anything to wait for."""
-        if self._workers.price_known and self._budget.known:
+        """Wait for the prices and for what was spent, right after a start; whether there was anything to wait for."""
+        if self._workers.prices is not None and self._budget.known:
             return False
-        await self._workers.learn_price()
+        await self._workers.learn_prices()
         await self._budget.learn()
         return True
 
     def _hold(self, chosen: Chosen, request: ChatRequest, id: str, wire: str) -> AbstractContextManager[Hold | None]:
-        price, most = self._workers.price, self._most(request)
+        price, most = self._price(chosen.hop), self._most(request, chosen.hop)
         if chosen.decision.route == "local" or price is None or most is None:
             return nullcontext()
         return self._budget.hold(price, most, id, wire, chosen.model)
 
-    async def _run(self, decision: Decision, request: ChatRequest, hold: Hold | None) -> AsyncGenerator[Event, None]:
-        model = await self._workers.get(decision.route)
+    async def _run(self, chosen: Chosen, request: ChatRequest, hold: Hold | None) -> AsyncGenerator[Event, None]:
+        route = chosen.decision.route
+        model = await self._workers.get(route)
         if model is None:
-            why = self._workers.why_down.get(decision.route, "it did not start in time")
-            yield Failure(FailureCode.UNAVAILABLE, f"The {decision.route} model is not running: {why}")
+            why = self._workers.why_down.get(route, "it did not start in time")
+            yield Failure(FailureCode.UNAVAILABLE, f"The {route} model is not running: {why}")
             return
         limits = self._settings.budget
-        if decision.route == "cloud" and limits.limited:
+        if route == "cloud" and limits.limited:
             # Without a bound on the answer there is none on its cost.
             request = replace(request, max_tokens=request.max_tokens or limits.answer_tokens)
             # What is set aside is to be in the file before the call, should this process not see its end.
             await self.ledger.written()
         if hold:
             hold.sent()
-        async with aclosing(model.chat(request)) as events:
+        async with aclosing(model.chat(request, chosen.hop)) as events:
             async for event in events:
                 yield event
 
     async def _instead(self, chosen: Chosen, request: ChatRequest, failure: Failure, wish: Wish) -> Chosen | None:
         local = await self._workers.local_status()
+        failed = replace(chosen, failed=chosen.failed or failure.code)
+        for hop in range(chosen.hop + 1, len(self._clouds)):
+            cloud = self._clouds[hop]
+            able = (cloud.images or not chosen.needs.images) and (cloud.tools or not chosen.needs.tools)
+            state = self._state(local, request, wish, hop=hop)
+            if able and policy.goes_on(chosen.decision, failure, wish, chosen.needs, state):
+                return replace(failed, hop=hop, model=cloud.name)
         state, routing = self._state(local, request, wish), self._settings.routing
         decision = policy.instead(chosen.decision, failure, wish, chosen.needs, state, routing)
-        if decision is None:
-            return None
-        return replace(chosen, decision=decision, model=self._name(decision, local), failed=failure.code)
+        return replace(failed, hop=0, decision=decision, model=self._name(decision, local)) if decision else None
 
     def _name(self, decision: Decision, local: ModelStatus) -> str:
-        return local.name if decision.route == "local" else self._settings.cloud.model
+        return local.name if decision.route == "local" else self._clouds[0].name
 
     def _explained(self, decision: Decision, failure: Failure) -> Failure:
         if decision.route == "cloud" and self._workers.standing.privacy:

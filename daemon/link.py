@@ -107,9 +107,9 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Priced:
-    """The strong model's price has been looked up; `None` where nobody knows it."""
+    """The cloud models' prices have been looked up, in their order; `None` where nobody knows it."""
 
-    price: Price | None
+    prices: tuple[Price | None, ...]
     kind: Literal["priced"] = "priced"
 
 

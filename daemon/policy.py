@@ -152,6 +152,12 @@ def _grounded(decision: Decision, wish: Wish, needs: Needs, state: State) -> Dec
     return decision
 
 
+def goes_on(decision: Decision, failure: Failure, wish: Wish, needs: Needs, state: State) -> bool:
+    """Whether the next cloud model may be tried, of which `state` is, after one that failed before its first word."""
+    another_may = failure.code not in (FailureCode.BAD_REQUEST, FailureCode.CONTEXT_LENGTH)
+    return decision.route == "cloud" and another_may and _grounded(decision, wish, needs, state).route == "cloud"
+
+
 def instead(
     decision: Decision, failure: Failure, wish: Wish, needs: Needs, state: State, routing: Routing
 ) -> Decision | None:

@@ -1,4 +1,4 @@
-"""What a token of the strong model costs: by the settings, or by the price list that genai-prices bundles.
+"""What a token of a cloud model costs: by the settings, or by the price list that genai-prices bundles.
 
 Nothing is fetched. The list takes tens of megabytes once it is loaded, so a short-lived process reads it: `python -m
 daemon.prices PROVIDER MODEL` prints the price as JSON, or `null` for a model that the list does not know.
@@ -7,12 +7,12 @@ daemon.prices PROVIDER MODEL` prints the price as JSON, or `null` for a model th
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from daemon import resolve
-from daemon.config import ModelPrice, Settings
+from daemon.config import Endpoint, ModelPrice
 from models.interface import Usage
 
 MILLION = 1_000_000
@@ -56,18 +56,18 @@ class Price:
         return next((price for start, price in reversed(self.beyond) if prompt_tokens > start), self)
 
 
-async def find(settings: Settings) -> Price | None:
-    """The price of the settings' cloud model: theirs, else the list's, else the one that they assume.
+async def find(endpoint: Endpoint, own: Mapping[str, ModelPrice]) -> Price | None:
+    """The price of a cloud model: the settings' `own`, else the list's, else the one that the endpoint assumes.
 
-    `None` where it is not known and the settings assume none.
+    `None` where it is not known and none is assumed.
     """
-    cloud = resolve.cloud(settings.cloud)
-    for name in (settings.cloud.model, cloud.model):
-        if name in settings.prices:
-            return _of_settings(settings.prices[name])
+    cloud = resolve.cloud(endpoint)
+    for name in (endpoint.model, cloud.model):
+        if name in own:
+            return _of_settings(own[name])
     if listed := await look_up(cloud.provider, cloud.model):
         return listed
-    assumed = settings.cloud.unknown_price
+    assumed = endpoint.unknown_price
     return None if assumed == "refuse" else Price(assumed / MILLION, assumed / MILLION)
 
 

@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from daemon.config import Cloud, ConfigError, Local
+from daemon.config import Cloud, ConfigError, Endpoint, Local
 from models.cloud.settings import CloudSettings, presets
 from models.llama.settings import LlamaSettings
 from models.store import NotPulled, Store
 
 PREFERRED = ("llama3-8b", "smollm2-135m")
 """What `local.model = "auto"` takes: the first of these that has been pulled."""
+_OVER_PRESET = (
+    "base_url", "max_tokens", "max_tokens_field", "unsupported", "defaults", "context_length", "tools", "images",
+)  # fmt: skip
 
 
 def local(settings: Local, store: Store) -> LlamaSettings:
@@ -61,25 +65,31 @@ def remote(settings: Local) -> CloudSettings:
     )
 
 
-def cloud(settings: Cloud) -> CloudSettings:
-    """The preset, where `cloud.model` names one, with what is set over it. Raises `ConfigError`."""
+def clouds(settings: Cloud) -> list[CloudSettings]:
+    """The cloud models in order of preference. Raises `ConfigError`."""
+    fallbacks = enumerate(settings.fallbacks)
+    return [cloud(settings), *(cloud(each, f"cloud.fallbacks.{number}") for number, each in fallbacks)]
+
+
+def cloud(settings: Endpoint, where: str = "cloud") -> CloudSettings:
+    """The preset, where `settings.model` names one, with what is set over it. Raises `ConfigError`."""
     preset = presets().get(settings.model)
     provider = settings.provider or (preset.provider if preset else None)
     if provider is None:
         raise ConfigError(
-            f"cloud.model: {settings.model!r} is no preset ({', '.join(presets())}); for any other model set "
-            "cloud.provider, too"
+            f"{where}.model: {settings.model!r} is no preset ({', '.join(presets())}); for any other model set "
+            f"{where}.provider, too"
         )
     # Another provider's preset says nothing about this endpoint.
     own = CloudSettings(name=settings.model, provider=provider, model=settings.model)
     base = preset if preset and preset.provider == provider else own
     key = settings.key or base.key_name or provider
     timeouts = settings.timeouts
+    said: dict[str, Any] = {name: getattr(settings, name) for name in _OVER_PRESET}
     try:
         return replace(
             base,
             provider=provider,
-            base_url=settings.base_url or base.base_url,
             key_name=None if key == "none" else key,
             connect_timeout=timeouts.connect,
             first_byte_timeout=timeouts.first_byte,
@@ -88,6 +98,7 @@ def cloud(settings: Cloud) -> CloudSettings:
             max_retries=settings.max_retries,
             proxy=settings.proxy,
             ca_bundle=str(settings.ca_bundle) if settings.ca_bundle else None,
+            **{name: value for name, value in said.items() if value is not None},
         )
     except ValueError as error:
-        raise ConfigError(f"cloud: {error}") from None
+        raise ConfigError(f"{where}: {error}") from None

@@ -39,5 +39,5 @@ def load_settings(path: Path | None, flags: Flags) -> "Settings":
         if value is not None:
             nested.setdefault(section, {})[name] = value
     settings = load(path, nested)
-    resolve.cloud(settings.cloud)
+    resolve.clouds(settings.cloud)
     return settings

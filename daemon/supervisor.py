@@ -81,7 +81,7 @@ class Supervisor:
             return EXIT_CANNOT_LISTEN
         self._tasks.start(self._look_for_key())
         self._children.want("local")
-        self._tasks.start(self._look_up_price())
+        self._tasks.start(self._look_up_prices())
         self._tasks.start(self._ask_for_beats())
         stopping = asyncio.create_task(self._stopping.wait())
         assert self._children.gateway is not None
@@ -220,7 +220,7 @@ class Supervisor:
         set_up_logging(settings.log)
         if settings.cloud != before.cloud:
             self._children.retire_cloud()
-            self._tasks.start(self._look_up_price())
+            self._tasks.start(self._look_up_prices())
         self._stand(privacy=privacy.is_on(settings), pinned=settings.privacy.mode)
         self._children.kill_forbidden()
         self._tasks.start(self._look_for_key())
@@ -230,17 +230,22 @@ class Supervisor:
         return ""
 
     async def _look_for_key(self) -> None:
-        name = resolve.cloud(self._settings.cloud).key_name
-        if name is None:
-            self._stand(has_key=True, key="the endpoint asks for no key")
-            return
-        try:
-            self._stand(has_key=True, key=await asyncio.to_thread(keys.where, name))
-        except keys.KeyUnavailable as error:
-            self._stand(has_key=False, key=str(error))
+        missing = []
+        for name in (cloud.key_name for cloud in resolve.clouds(self._settings.cloud)):
+            try:
+                where = await asyncio.to_thread(keys.where, name) if name else "the endpoint asks for no key"
+            except keys.KeyUnavailable as error:
+                missing.append(str(error))
+            else:
+                self._stand(has_key=True, key=where)
+                return
+        self._stand(has_key=False, key=missing[0])
 
-    async def _look_up_price(self) -> None:
-        self._tell(Priced(await prices.find(self._settings)))
+    async def _look_up_prices(self) -> None:
+        settings = self._settings
+        found = [await prices.find(endpoint, settings.prices) for endpoint in settings.cloud.endpoints]
+        if settings is self._settings:
+            self._tell(Priced(tuple(found)))
 
     def _stand(self, **changes: Any) -> None:
         self._standing = replace(self._standing, **changes)

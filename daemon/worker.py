@@ -1,4 +1,6 @@
-"""A process that hosts one model: `python -m daemon.worker FD local|remote|cloud`, with the settings on standard input.
+"""A process that hosts a model, or all of the cloud's: `python -m daemon.worker FD local|remote|cloud`.
+
+Its settings come on standard input.
 
 The local one first writes a line on standard output: its `Confinement`, as JSON.
 """
@@ -28,13 +30,13 @@ def main() -> None:
 
 
 async def _host(settings: Settings, sock: socket.socket, name: str) -> None:
-    model = {"local": _local, "remote": _remote, "cloud": _cloud}[name](settings)
-    serving = asyncio.create_task(serve(sock, model))
+    models = {"local": _local, "remote": _remote, "cloud": _clouds}[name](settings)
+    serving = asyncio.create_task(serve(sock, *models))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
     await asyncio.wait([serving])
 
 
-def _local(settings: Settings) -> ChatModel:
+def _local(settings: Settings) -> list[ChatModel]:
     os.nice(settings.local.nice)
     llama = resolve.local(settings.local, Store())
     confinement = confine(readable=[Path(llama.path)])
@@ -45,23 +47,23 @@ def _local(settings: Settings) -> ChatModel:
     # Not before: the libraries start threads, and are the first code here that a hostile file could reach.
     from models.llama.model import LlamaModel
 
-    return LlamaModel(llama)
+    return [LlamaModel(llama)]
 
 
-def _remote(settings: Settings) -> ChatModel:
+def _remote(settings: Settings) -> list[ChatModel]:
     from daemon.keys import find
     from models.remote import RemoteModel
 
     forbid_dumps()
-    return RemoteModel(resolve.remote(settings.local), find)
+    return [RemoteModel(resolve.remote(settings.local), find)]
 
 
-def _cloud(settings: Settings) -> ChatModel:
+def _clouds(settings: Settings) -> list[ChatModel]:
     from daemon.keys import find
     from models.cloud.model import CloudModel
 
     forbid_dumps()
-    return CloudModel(resolve.cloud(settings.cloud), find)
+    return [CloudModel(cloud, find) for cloud in resolve.clouds(settings.cloud)]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from daemon.config import Cloud, Settings
@@ -46,10 +46,9 @@ class Workers:
 
     def __init__(self, sock: socket.socket, cloud: Cloud) -> None:
         self.standing = Standing(privacy=True, pinned=True, has_key=False, key="not looked for yet")
-        self.price: Price | None = None
-        """Of the strong model; `None` where it is not known."""
-        self.price_known = False
-        """Whether the supervisor has looked the price up."""
+        self.prices: Sequence[Price | None] | None = None
+        """Of the cloud models, in order of preference; `None` until the supervisor has looked them up, and for one
+        whose price is not known."""
         self.why_down: dict[WorkerName, str] = {}
         self._wanted: set[WorkerName] = set()
         """Asked for and not yet here. Each further wish would start one more."""
@@ -74,7 +73,7 @@ class Workers:
     def reloaded(self, settings: Settings, refusal: str = "") -> None:
         """Tell the supervisor how a reload went. Where the cloud changed, its worker finishes what it has and goes."""
         if not refusal and settings.cloud != self._cloud:
-            self._cloud, self.price, self.price_known = settings.cloud, None, False
+            self._cloud, self.prices = settings.cloud, None
             if client := self._clients.pop("cloud", None):
                 self._retired.append(client)
         self._link.send(Reloaded(refusal))
@@ -144,10 +143,10 @@ class Workers:
             await self._until(lambda: self.standing is not before)
         return self.standing.has_key
 
-    async def learn_price(self) -> None:
-        """Wait until the supervisor has looked the strong model's price up."""
-        if not self.price_known:
-            await self._until(lambda: self.price_known)
+    async def learn_prices(self) -> None:
+        """Wait until the supervisor has looked them up."""
+        if self.prices is None:
+            await self._until(lambda: self.prices is not None)
 
     async def rest_cloud(self) -> None:
         """Let the cloud worker end, and forget the key, whenever it has been idle for long enough. Never returns."""
@@ -180,8 +179,8 @@ class Workers:
                     self.standing = message
                 case Memory(resident=resident):
                     self._memory = resident
-                case Priced(price=price):
-                    self.price, self.price_known = price, True
+                case Priced(prices=prices):
+                    self.prices = prices
                 case WorkerDown(worker=name, why=why):
                     self._clients.pop(name, None)
                     self.why_down[name] = why

@@ -45,12 +45,13 @@ class WorkerClient:
     async def over(cls, name: str, sock: socket.socket) -> "WorkerClient":
         return cls(name, await Channel.over(sock, TO_WORKER, FROM_WORKER))
 
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+    async def chat(self, request: ChatRequest, model: int = 0) -> AsyncGenerator[Event, None]:
+        """See `ChatModel.chat`; `model` says which of those that the worker hosts is to answer."""
         id, replies = self._open()
         ended = finished = False
         try:
             try:
-                self._channel.send(Chat(id, request))
+                self._channel.send(Chat(id, request, model))
             except ValueError as error:
                 yield Failure(FailureCode.BAD_REQUEST, f"The request is too large: {error}.")
                 return

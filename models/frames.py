@@ -18,6 +18,8 @@ MAX_FRAME = 64 * 2**20
 class Chat:
     id: int
     request: ChatRequest
+    model: int = 0
+    """Which of the models that the worker hosts is to answer."""
     kind: Literal["chat"] = "chat"
 
 

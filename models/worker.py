@@ -1,9 +1,10 @@
-"""Hosts one `ChatModel` behind a socket: the far side of `models.client.WorkerClient`."""
+"""Hosts `ChatModel`s behind a socket: the far side of `models.client.WorkerClient`."""
 
 import asyncio
 import logging
 import socket
 import traceback
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import TypeAlias
 
@@ -32,8 +33,12 @@ Answers: TypeAlias = Channel[FromWorker, ToWorker]
 log = logging.getLogger(__name__)
 
 
-async def serve(sock: socket.socket, model: ChatModel) -> None:
-    """Answer frames on `sock` with `model` until the other side closes it; then cancel what runs and close it."""
+async def serve(sock: socket.socket, model: ChatModel, *others: ChatModel) -> None:
+    """Answer frames on `sock` until the other side closes it; then cancel what runs and close the models.
+
+    `others` answer chats that ask for them by number, from 1; all else is asked of `model`.
+    """
+    models = (model, *others)
     channel = await Channel.over(sock, FROM_WORKER, TO_WORKER)
     running: dict[int, asyncio.Task[None]] = {}
     try:
@@ -42,21 +47,25 @@ async def serve(sock: socket.socket, model: ChatModel) -> None:
                 if frame.id in running:
                     running[frame.id].cancel()
                 continue
-            task = asyncio.create_task(_handle(channel, model, frame))
+            task = asyncio.create_task(_handle(channel, models, frame))
             running[frame.id] = task
             task.add_done_callback(lambda _, id=frame.id: running.pop(id, None))  # type: ignore[misc]
     finally:
         for task in running.values():
             task.cancel()
         await asyncio.gather(*running.values(), return_exceptions=True)
-        await model.close()
+        for each in models:
+            await each.close()
         await channel.close()
 
 
-async def _handle(channel: Answers, model: ChatModel, frame: Chat | CountTokens | AskLabels | AskStatus) -> None:
+async def _handle(
+    channel: Answers, models: Sequence[ChatModel], frame: Chat | CountTokens | AskLabels | AskStatus
+) -> None:
+    model = models[0]
     match frame:
         case Chat():
-            await _chat(channel, model, frame)
+            await _chat(channel, models, frame)
         case CountTokens() | AskLabels():
             try:
                 channel.send(await _reply(model, frame))
@@ -77,9 +86,9 @@ async def _reply(model: ChatModel, frame: CountTokens | AskLabels) -> Counted | 
     return Weighed(frame.id, await model.label_logprobs(frame.text, frame.labels))
 
 
-async def _chat(channel: Answers, model: ChatModel, chat: Chat) -> None:
+async def _chat(channel: Answers, models: Sequence[ChatModel], chat: Chat) -> None:
     try:
-        async with aclosing(model.chat(chat.request)) as events:
+        async with aclosing(models[chat.model].chat(chat.request)) as events:
             async for event in events:
                 channel.send(Emit(chat.id, event))
                 await channel.drain()

@@ -125,6 +125,7 @@ class ChatBody(BaseModel):
 
     def request(self, raw: Mapping[str, Any]) -> ChatRequest:
         """The request in canonical form; messages, tools and unknown fields keep the exact shape they came in."""
+        options = {"stream_options": raw["stream_options"]} if self.stream_options else {}
         return ChatRequest(
             messages=raw["messages"],
             max_tokens=self.max_completion_tokens or self.max_tokens,
@@ -143,7 +144,7 @@ class ChatBody(BaseModel):
             tools=raw.get("tools") or (),
             tool_choice=self.tool_choice,
             response_format=self.response_format,
-            extra=self.model_extra or {},
+            extra={**(self.model_extra or {}), **options},
         )
 
 

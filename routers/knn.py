@@ -38,18 +38,22 @@ class NearestNeighboursRouter:
     name = "knn"
 
     def __init__(self, encoder: Encoder, artifact: Path = ARTIFACTS / "knn" / "knn.npz") -> None:
-        self._encoder = encoder
+        self.encoder = encoder
         self._known = read(artifact, DIMENSION)
         self.version = self._known.version
 
     def score(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """P(strong preferred) of each prompt; see `Router.score`."""
-        lead = [leads(self._known, self._encoder.embed([prompt]))[0] for prompt in prompts]
+        return self.score_embedded(prompts, self.encoder.embed(prompts))
+
+    def score_embedded(self, prompts: Sequence[str], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same from the encoder's vectors, for who needs those too."""
+        lead = [leads(self._known, vector[None])[0] for vector in vectors]
         return self._known.rate(np.array(lead, dtype=np.float32))
 
     def explain(self, prompt: str, count: int = 5) -> list[Neighbour]:
         """The `count` nearest known prompts, nearest first."""
-        similarity = self._known.similarity(self._encoder.embed([prompt]))[0]
+        similarity = self._known.similarity(self.encoder.embed([prompt]))[0]
         nearest = np.argsort(-similarity)[:count]
         parts, part, lead = (self._known.columns[name] for name in ("parts", "part", "lead"))
         return [Neighbour(str(parts[part[row]]), float(similarity[row]), float(lead[row]) / 32) for row in nearest]

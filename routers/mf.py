@@ -23,7 +23,7 @@ class MatrixFactorizationRouter:
     name = "mf"
 
     def __init__(self, encoder: Encoder, artifact: Path = ARTIFACTS / "mf" / "mf.onnx") -> None:
-        self._encoder = encoder
+        self.encoder = encoder
         self._graph = Graph(artifact, {"embedding": DIMENSION, "log_length": 1})
         self.version = self._graph.version
 
@@ -31,4 +31,8 @@ class MatrixFactorizationRouter:
         """P(strong preferred) of each prompt; see `Router.score`."""
         if not prompts:
             return np.zeros(0, dtype=np.float32)
-        return self._graph.run(embedding=self._encoder.embed(prompts), log_length=log_length(prompts)[:, None])
+        return self.score_embedded(prompts, self.encoder.embed(prompts))
+
+    def score_embedded(self, prompts: Sequence[str], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same from the encoder's vectors, for who needs those too."""
+        return self._graph.run(embedding=vectors, log_length=log_length(prompts)[:, None])

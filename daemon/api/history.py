@@ -14,7 +14,7 @@ from daemon.api.errors import ApiError
 from daemon.budget import Budget
 from daemon.history import History as Past
 from daemon.history import UnknownDecisionError, opened, shown
-from daemon.ledger import LedgerError
+from daemon.ledger import Ledger, LedgerError
 from daemon.policy import Reason
 
 T = TypeVar("T")
@@ -88,21 +88,25 @@ class History:
         return {**await self._control.status(), "budget": self._budget.shown(self._limits)}
 
     async def _ask(self, question: Callable[[Past], T]) -> T:
-        """The answer from the file, with all that was recorded before now."""
-        if not self._ledger.enabled:
-            raise ApiError(404, "There is no ledger, because ledger.enabled is false in the settings.")
-        await self._ledger.written()
+        return await asked(self._ledger, question)
 
-        def answer() -> T:
-            with opened(self._ledger.path) as past:
-                return question(past)
 
-        try:
-            return await asyncio.to_thread(answer)
-        except UnknownDecisionError as error:
-            raise ApiError(404, f"{error}.", code="unknown_decision") from None
-        except LedgerError as error:
-            raise ApiError(503, f"{error}.", code="ledger") from None
+async def asked(ledger: Ledger, question: Callable[[Past], T]) -> T:
+    """The answer from the file, with all that was recorded before now. Raises `ApiError`."""
+    if not ledger.enabled:
+        raise ApiError(404, "There is no ledger, because ledger.enabled is false in the settings.")
+    await ledger.written()
+
+    def answer() -> T:
+        with opened(ledger.path) as past:
+            return question(past)
+
+    try:
+        return await asyncio.to_thread(answer)
+    except UnknownDecisionError as error:
+        raise ApiError(404, f"{error}.", code="unknown_decision") from None
+    except LedgerError as error:
+        raise ApiError(503, f"{error}.", code="ledger") from None
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:

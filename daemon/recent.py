@@ -1,0 +1,56 @@
+"""What the router saw of the latest prompts, in memory alone: minutes, until a verdict on a decision asks for it."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from daemon.config import Settings
+
+MOST = 200
+"""Decisions that are held; beyond, the oldest is let go."""
+SECONDS = 1800.0
+"""How long each is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """The hardest user turn of a conversation, as the router saw it."""
+
+    router: str
+    """`name@version`, as it shipped."""
+    score: float
+    """By it, before any correction."""
+    vector: bytes
+    """The turn's embedding: little-endian float16."""
+
+
+def may_keep(settings: Settings, privacy: bool) -> bool:
+    """Whether embeddings may be held, and kept with a verdict."""
+    feedback = settings.feedback
+    return feedback.enabled and settings.ledger.enabled and (feedback.keep_in_privacy or not privacy)
+
+
+class Recent:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._held: OrderedDict[str, tuple[float, Sight]] = OrderedDict()
+
+    def note(self, id: str, sight: Sight) -> None:
+        """Hold `sight` as that of request `id`, and let go of what is too old or too many."""
+        self._held[id] = (self._now(), sight)
+        while len(self._held) > MOST or next(iter(self._held.values()))[0] < self._now() - SECONDS:
+            self._held.popitem(last=False)
+
+    def of(self, id: str) -> Sight | None:
+        """What is held of request `id`."""
+        when, sight = self._held.get(id, (0.0, None))
+        return sight if sight and when >= self._now() - SECONDS else None
+
+    def drop(self, id: str) -> None:
+        """Let go of request `id`."""
+        self._held.pop(id, None)
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._held.clear()

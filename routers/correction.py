@@ -1,0 +1,137 @@
+"""What verdicts on decisions change in a router's scores: a logistic layer on top, pulled hard towards none."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.calibration import versions
+from routers.encoder import DIMENSION, Encoder
+from routers.interface import Router, RouterError
+
+FORMAT = 1
+RIDGE = 3.0
+"""Pull of the direction towards zero, in verdicts: what a unit of it must explain to be worth it."""
+SLOPE_RIDGE = 30.0
+"""Pull of the slope towards one."""
+STEPS = 30
+SMALLEST = 1e-6
+"""Scores are kept so far from 0 and 1, where logits end."""
+
+Floats = NDArray[np.float64]
+
+
+@runtime_checkable
+class EmbeddingRouter(Router, Protocol):
+    """A router that sees prompts through the encoder."""
+
+    encoder: Encoder
+
+    def score_embedded(self, prompts: Sequence[str], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As `score`, from the encoder's `vectors`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """Of one version of a router: corrected logit = bias + slope · logit(score) + direction · embedding."""
+
+    router: str
+    version: str
+    date: str
+    n: int
+    """Verdicts that it was learnt from."""
+    bias: float
+    slope: float
+    direction: Sequence[float]
+    """One weight for each dimension of the encoder."""
+
+    def of(self, scores: NDArray[np.floating], vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+        """`scores` of shape (n,), in [0, 1], with `vectors` of shape (n, 512), corrected; the scale stays."""
+        lead = self.bias + self.slope * logit(scores) + vectors @ np.asarray(self.direction, dtype=np.float64)
+        return sigmoid(lead).astype(np.float32)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, readable by its owner alone: what was learnt of prompts tells of them."""
+        path.touch(mode=0o600)
+        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}) + "\n")
+
+
+def learn(
+    router: str, version: str, scores: Floats, vectors: Floats, strong: NDArray[np.bool_], *, date: str = ""
+) -> Correction:
+    """Fit to verdicts: the router's `scores` (n,), the prompts' `vectors` (n, 512), and whether `strong` was due.
+
+    Afterwards the corrected logits are brought back to the mean and the spread that the router's own have on these
+    prompts. So what its thresholds send up stays about as much, and only which prompts go up changes.
+    """
+    own = logit(scores)
+    columns = np.column_stack([np.ones(len(own)), own, vectors])
+    pull = np.concatenate([[1e-3, SLOPE_RIDGE], np.full(vectors.shape[1], RIDGE)])
+    rest = np.concatenate([[0.0, 1.0], np.zeros(vectors.shape[1])])
+    weights = rest.copy()
+    for _ in range(STEPS):
+        chance = sigmoid(columns @ weights)
+        gradient = columns.T @ (chance - strong) + pull * (weights - rest)
+        curvature = (columns * (chance * (1 - chance))[:, None]).T @ columns + np.diag(pull)
+        step = np.linalg.solve(curvature, gradient)
+        weights -= step / max(1.0, float(np.abs(step[:2]).max()))
+        if np.abs(step).max() < 1e-6:
+            break
+    lead = columns @ weights
+    scale = float(own.std() / lead.std()) if lead.std() > 0 and own.std() > 0 else 1.0
+    bias = float(own.mean() + scale * (weights[0] - lead.mean()))
+    direction = [round(float(each), 6) for each in scale * weights[2:]]
+    return Correction(router, version, date, len(own), bias, float(scale * weights[1]), direction)
+
+
+def in_force(router: str, version: str, own: Path) -> tuple[Correction, int] | None:
+    """The latest correction in the folder `own` for this version of `router`, and its number.
+
+    Raises:
+        RouterError: it cannot be read.
+    """
+    for path in reversed(versions(router, own)):
+        correction = read(path)
+        if correction.version == version:
+            return correction, int(path.stem[-4:])
+    return None
+
+
+def read(path: Path) -> Correction:
+    """The correction in `path`.
+
+    Raises:
+        RouterError: it is of another format or holds what cannot be a correction.
+    """
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text())
+        if stored.pop("format") != FORMAT:
+            raise ValueError("another format")
+        correction = Correction(**stored)
+        numbers = np.array([correction.bias, correction.slope, *correction.direction], dtype=np.float64)
+        if numbers.shape != (DIMENSION + 2,) or not np.isfinite(numbers).all() or correction.slope <= 0:
+            raise ValueError("its numbers make no correction")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise RouterError(
+            f"The correction {path} cannot be read ({error}): "
+            "take it back with `upcall calibrate --from-feedback --undo`."
+        ) from error
+    return correction
+
+
+def logit(scores: NDArray[np.floating]) -> Floats:
+    """Of probabilities, held off 0 and 1."""
+    held = np.clip(np.asarray(scores, dtype=np.float64), SMALLEST, 1 - SMALLEST)
+    leads: Floats = np.log(held / (1 - held))
+    return leads
+
+
+def sigmoid(leads: Floats) -> Floats:
+    """The inverse of `logit`."""
+    chances: Floats = 1 / (1 + np.exp(-np.clip(leads, -50, 50)))
+    return chances

@@ -78,6 +78,21 @@ class Routing(Section):
     """When the local model fails before its first word: tell the client, or let the prompt go up."""
 
 
+class SecondLook(Section):
+    enabled: bool = False
+    """Hold the first tokens of a local answer back where the router was nearly undecided, and let the prompt go up
+    where they show that the answer will not do. Off: the measurements so far show no gain."""
+    band: float = Field(default=0.2, ge=0, le=1)
+    """Share of ordinary prompts that are looked at twice: those whose scores lie closest below the threshold."""
+    tokens: int = Field(default=4, ge=2, le=32)
+    """First tokens of the answer to look at."""
+    milliseconds: float = Field(default=500, gt=0)
+    """Longest that an answer is held back, from its first token on."""
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    """Confidence, 0 to 1, below which a prompt goes up; where it is not set, it follows from `routing.cloud_share` by
+    calibration."""
+
+
 class Local(Section):
     model: str = "auto"
     """Name from `upcall models` or path of a GGUF file; `auto` is llama3-8b once pulled, else smollm2-135m."""
@@ -259,6 +274,7 @@ class Settings(BaseModel):
 
     server: Server = Server()
     routing: Routing = Routing()
+    second_look: SecondLook = SecondLook()
     local: Local = Local()
     cloud: Cloud = Cloud()
     budget: Budget = Budget()

@@ -1,7 +1,7 @@
 """One request's way: look, decide, run, and turn to the other model where that is allowed."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from daemon.config import Settings
 from daemon.policy import Decision, Needs, Reason, Route, State, Wish
 from daemon.prices import Price
 from daemon.scorer import Look, Scorer
+from daemon.second_look import SecondLooks, Verdict
 from daemon.sensitive import Recogniser
 from daemon.workers import Workers
 from models.client import WorkerGoneError
@@ -52,6 +53,12 @@ class Chosen:
     """What scoring took."""
     neighbours: "Sequence[Neighbour]" = ()
     """The known prompts that the score was read off, nearest first, where the router does that."""
+    close: bool = False
+    """The local answer is to be looked at before its first word goes out."""
+    verdict: Verdict | None = None
+    """What that came to."""
+    wasted_tokens: int = 0
+    """Of the local answer that was thrown away for it."""
     failed: FailureCode | None = None
     """Why this is not the model that was chosen first."""
     hop: int = 0
@@ -80,6 +87,7 @@ class Dispatcher:
         self._recogniser = Recogniser(settings.sensitive)
         self._workers = workers
         self._scorer = scorer
+        self._second_looks = SecondLooks(settings, scorer, workers)
         self._clouds = resolve.clouds(settings.cloud)
         local = settings.local
         # What another machine computes costs this one's battery nothing.
@@ -90,7 +98,8 @@ class Dispatcher:
     ) -> AsyncGenerator[Chosen | Bill | Event, None]:
         """Answer `request`: first a `Chosen`, then that model's events and, where the price is known, its `Bill`.
 
-        Another `Chosen`, with the events of the other model, follows only where the first failed before its first word.
+        Another `Chosen` follows only before the first word: with the verdict of a second look, and with the events of
+        the other model where that was bad or the first model failed.
         `id` and `wire` are what the ledger knows the request by. Raises `UnknownRouterError` and `SensitivePromptError`
         before anything else.
         """
@@ -98,11 +107,21 @@ class Dispatcher:
         while chosen:
             begun = False
             failure: Failure | None = None
+            doubted: Callable[[], Chosen] | None = None
             # Nothing is awaited between a decision and this, so that what the decision found affordable still is.
             with self._hold(chosen, request, id, wire) as hold:
                 yield replace(chosen, hold=hold)
-                async with aclosing(self._run(chosen, request, hold)) as events:
+                async with aclosing(self._events(chosen, request, hold)) as events:
                     async for event in events:
+                        if isinstance(event, Verdict):
+                            chosen = replace(chosen, verdict=event)
+                            if event.doubtful:
+                                doubted = await self._doubted(chosen, request, wish)
+                                chosen = doubted()
+                            if chosen.decision.route == "cloud":
+                                break
+                            yield chosen
+                            continue
                         if isinstance(event, Failure):
                             failure = event
                             break
@@ -114,6 +133,9 @@ class Dispatcher:
                             yield bill
                 if failure and hold:
                     hold.failed(failure.lost)
+            if doubted and chosen.decision.route == "cloud":
+                chosen = replace(doubted(), close=False, wasted_tokens=chosen.verdict.tokens if chosen.verdict else 0)
+                continue
             if failure is None:
                 return
             turned = None if begun else await self._instead(chosen, request, failure, wish)
@@ -134,15 +156,35 @@ class Dispatcher:
         look = await self._look(request, wish)
         seen = (look.score, look.threshold, look.router, look.unscored)
         spared = await self._battery_threshold(wish)
-        decision = policy.decide(wish, needs, self._state(local, request, wish, spared), *seen)
-        if decision.reason is Reason.NO_KEY and await self._workers.look_for_key():
-            decision = policy.decide(wish, needs, self._state(local, request, wish, spared), *seen)
-        counts = decision.route == "cloud" or decision.reason in (Reason.UNKNOWN_PRICE, Reason.BUDGET_UNKNOWN)
-        if counts and await self._learn_costs():
-            decision = policy.decide(wish, needs, self._state(local, request, wish, spared), *seen)
+        decision = await self._informed(
+            lambda: policy.decide(wish, needs, self._state(local, request, wish, spared), *seen)
+        )
         if decision.reason is Reason.SENSITIVE and self._settings.sensitive.action == "ask":
             raise SensitivePromptError(f"This prompt would go to the cloud, and it seems to hold: {needs.private}.")
-        return Chosen(decision, needs, self._name(decision, local), look.milliseconds, look.neighbours)
+        close = self._second_looks.wanted(decision, look, request)
+        return Chosen(decision, needs, self._name(decision, local), look.milliseconds, look.neighbours, close)
+
+    async def _informed(self, decide: Callable[[], Decision]) -> Decision:
+        """What `decide` says once the key and the costs that it asks for have been looked for."""
+        decision = decide()
+        if decision.reason is Reason.NO_KEY and await self._workers.look_for_key():
+            decision = decide()
+        counts = decision.route == "cloud" or decision.reason in (Reason.UNKNOWN_PRICE, Reason.BUDGET_UNKNOWN)
+        return decide() if counts and await self._learn_costs() else decision
+
+    async def _doubted(self, chosen: Chosen, request: ChatRequest, wish: Wish) -> Callable[[], Chosen]:
+        """Who answers in the place of a local answer that will not do; to be called again when that is acted upon."""
+        local = await self._workers.local_status()
+
+        def decide() -> Decision:
+            return policy.doubted(chosen.decision, wish, chosen.needs, self._state(local, request, wish))
+
+        def choose() -> Chosen:
+            decision = decide()
+            return replace(chosen, decision=decision, model=self._name(decision, local))
+
+        await self._informed(decide)
+        return choose
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of the prompt for the local model.
@@ -231,6 +273,10 @@ class Dispatcher:
         if chosen.decision.route == "local" or price is None or most is None:
             return nullcontext()
         return self._budget.hold(price, most, id, wire, chosen.model)
+
+    def _events(self, chosen: Chosen, request: ChatRequest, hold: Hold | None) -> AsyncGenerator[Event | Verdict, None]:
+        events = self._run(chosen, request, hold)
+        return self._second_looks.over(events, request, chosen.decision) if chosen.close else events
 
     async def _run(self, chosen: Chosen, request: ChatRequest, hold: Hold | None) -> AsyncGenerator[Event, None]:
         route = chosen.decision.route

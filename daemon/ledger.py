@@ -76,6 +76,10 @@ MIGRATIONS = (
     INSERT INTO spend SELECT date(time, 'unixepoch', 'localtime') AS day, CAST(round(total(cost_usd) * 1e9) AS INTEGER)
         FROM requests WHERE cost_usd > 0 GROUP BY day;
     """,
+    """
+    ALTER TABLE requests ADD COLUMN confidence REAL;
+    ALTER TABLE requests ADD COLUMN wasted_tokens INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 """From each version of the file to the next; `PRAGMA user_version` counts those that were applied."""
 
@@ -113,6 +117,10 @@ class Record:
     """What the cloud would have charged for the same tokens, less what was paid."""
     estimated: bool = False
     """The cost is the most that it can have been: the provider did not say what it counted."""
+    confidence: float | None = None
+    """What the second look said of the local model's answer, 0 to 1; `None` where it did not look."""
+    wasted_tokens: int = 0
+    """Of a local answer that was thrown away for it."""
 
 
 COLUMNS = tuple(field.name for field in fields(Record))

@@ -50,6 +50,7 @@ class Metrics:
         self._tokens.labels(route, "prompt").inc(record.prompt_tokens)
         self._tokens.labels(route, "completion").inc(record.completion_tokens)
         self._tokens.labels(route, "cached").inc(record.cached_tokens)
+        self._tokens.labels("local", "wasted").inc(record.wasted_tokens)
         self._cost.inc(record.cost_usd or 0)
         self._saved.inc(max(record.saved_usd or 0, 0))
         if record.router_ms is not None:

@@ -26,6 +26,7 @@ class Reason(Enum):
     IMAGES = "the prompt has images or audio, which the local model cannot read"
     TOOLS = "the request has tools, which the local model cannot call"
     CONVERSATION = "the model that began to call tools in this conversation goes on with it"
+    LOW_CONFIDENCE = "the local model's own first words show that it is not sure enough of its answer"
     LOCAL_FAILED = "the local model failed, and the settings let such prompts go up"
     CLOUD_FAILED = "the cloud did not answer, so the local model did"
     BUDGET = "the budget for today has no room for what the cloud may charge"
@@ -158,6 +159,11 @@ def goes_on(decision: Decision, failure: Failure, wish: Wish, needs: Needs, stat
     return decision.route == "cloud" and another_may and _grounded(decision, wish, needs, state).route == "cloud"
 
 
+def doubted(decision: Decision, wish: Wish, needs: Needs, state: State) -> Decision:
+    """What becomes of a local answer that the second look doubts, before its first word: up, where it may go."""
+    return _grounded(replace(decision, route="cloud", reason=Reason.LOW_CONFIDENCE), wish, needs, state)
+
+
 def instead(
     decision: Decision, failure: Failure, wish: Wish, needs: Needs, state: State, routing: Routing
 ) -> Decision | None:
@@ -177,8 +183,9 @@ def instead(
 
 
 def _after_cloud(decision: Decision, failure: Failure, state: State, wish: Wish) -> Decision | None:
-    # These would fail here too, or hide from the client that its request is wrong.
-    if failure.code in (FailureCode.BAD_REQUEST, FailureCode.CONTEXT_LENGTH):
+    # These would fail here too, or hide from the client that its request is wrong: unless it was being answered here.
+    wrong = failure.code in (FailureCode.BAD_REQUEST, FailureCode.CONTEXT_LENGTH)
+    if wrong and decision.reason is not Reason.LOW_CONFIDENCE:
         return None
     if decision.reason in (Reason.IMAGES, Reason.TOOLS, Reason.CONTEXT_LENGTH, Reason.LOCAL_FAILED):
         return None

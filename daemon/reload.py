@@ -2,7 +2,7 @@
 
 from daemon.config import Section, Settings
 
-FIXED = ("server", "local", "ledger")
+FIXED = ("server", "local", "second_look", "ledger")
 """Sections whose settings hold until a restart: a bound socket, a model that is loaded, and a file that is open."""
 
 

@@ -22,6 +22,7 @@ from models.interface import Message
 from models.store import Store, StoreError
 
 if TYPE_CHECKING:
+    from routers.calibration import Calibration
     from routers.causal_llm import Reading
     from routers.encoder import Encoder
     from routers.interface import Router
@@ -53,6 +54,8 @@ class Look:
     unscored: Reason = Reason.NO_ROUTER
     neighbours: "Sequence[Neighbour]" = ()
     """Of the hardest turn, nearest first, where the router goes by known prompts."""
+    calibration: "Calibration | None" = None
+    """Of the router's scores, where there is a score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class Loaded:
     router: "Router"
     threshold: float
     """Where the request names none."""
+    calibration: "Calibration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,8 @@ class Scorer:
         router, scores = loaded.router, [float(score) for score in loaded.router.score(turns)]
         near = router.explain(turns[scores.index(max(scores))]) if isinstance(router, NearestNeighboursRouter) else ()
         limit, label = loaded.threshold if threshold is None else threshold, f"{router.name}@{router.version}"
-        return Look(conversation_score(scores), limit, label, _milliseconds(start), neighbours=near)
+        taken = _milliseconds(start)
+        return Look(conversation_score(scores), limit, label, taken, neighbours=near, calibration=loaded.calibration)
 
     async def _judged(self, judge: LocalJudge, turns: Sequence[str], threshold: float | None) -> Look:
         start = time.perf_counter()
@@ -159,7 +164,7 @@ class Scorer:
             return Look(None, 1.0, None, 0.0)
         score = conversation_score([float(score) for score in loaded.reading.rate(logs)])
         limit, label = loaded.threshold if threshold is None else threshold, f"{CAUSAL}@{loaded.reading.version}"
-        return Look(score, limit, label, _milliseconds(start))
+        return Look(score, limit, label, _milliseconds(start), calibration=loaded.reading.calibration)
 
     def _load_reading(self, model_sha256: str) -> "Calibrated | None":
         from routers.causal_llm import reading
@@ -219,7 +224,7 @@ class Scorer:
 
     def _load(self, name: str) -> "Loaded | None":
         # Imported here, in the thread, so that the gateway listens before ONNX is loaded.
-        from routers.calibration import threshold_for_share
+        from routers.calibration import in_force
         from routers.interface import RouterError
         from routers.registry import NAMES, load
 
@@ -233,13 +238,14 @@ class Scorer:
         raw = self._routing.threshold if name == self._routing.router else None
         try:
             router = load(name, self._store.path("use-multilingual"))
-            threshold = threshold_for_share(name, self._routing.cloud_share, own_calibrations()) if raw is None else raw
+            calibration = in_force(name, own_calibrations())
+            threshold = calibration.threshold(self._routing.cloud_share) if raw is None else raw
         except (RouterError, StoreError) as error:
             self._failed[name] = time.monotonic() + RETRY_SECONDS
             self._trouble(name, str(error))
             return None
         self._trouble(name, "")
-        self._loaded[name] = Loaded(router, threshold)
+        self._loaded[name] = Loaded(router, threshold, calibration)
         return self._loaded[name]
 
     def _trouble(self, name: str, text: str) -> None:

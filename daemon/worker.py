@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from daemon import resolve
@@ -38,7 +38,7 @@ async def _host(settings: Settings, sock: socket.socket, name: str) -> None:
 
 def _local(settings: Settings) -> list[ChatModel]:
     os.nice(settings.local.nice)
-    llama = resolve.local(settings.local, Store())
+    llama = replace(resolve.local(settings.local, Store()), hidden_state=settings.second_look.enabled)
     confinement = confine(readable=[Path(llama.path)])
     print(json.dumps(asdict(confinement)), flush=True)
     # Nobody reads what libraries may print later.

@@ -42,6 +42,12 @@ class Calibration:
             return math.nextafter(1.0, 2.0) if cloud_share == 0 else 0.0
         return float(np.interp(1 - cloud_share, np.linspace(0, 1, len(self.quantiles)), self.quantiles))
 
+    def nearest_below(self, threshold: float, share: float) -> float:
+        """The score from which on, up to `threshold`, there is `share` of the prompts."""
+        positions = np.linspace(0, 1, len(self.quantiles))
+        position = float(np.interp(threshold, self.quantiles, positions)) - share
+        return float(np.interp(position, positions, self.quantiles)) if position > 0 else 0.0
+
     def save(self, path: Path) -> None:
         """Write as JSON."""
         path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")

@@ -129,4 +129,6 @@ class Exchange:
             cost_usd=cost,
             saved_usd=max(self._bill.saved - paid, 0.0) if self._bill else None,
             estimated=any(hold.estimated for hold in self._holds),
+            confidence=chosen.verdict.confidence if chosen and chosen.verdict else None,
+            wasted_tokens=chosen.wasted_tokens if chosen else 0,
         )

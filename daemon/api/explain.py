@@ -15,7 +15,7 @@ def new_request_id() -> str:
 
 def explanation(chosen: Chosen, request_id: str, bill: Bill | None = None) -> dict[str, Any]:
     """The decision as a JSON object; what a hard rule left open or is not known yet is null."""
-    decision = chosen.decision
+    decision, verdict = chosen.decision, chosen.verdict
     return {
         "request_id": request_id,
         "route": decision.route,
@@ -26,6 +26,9 @@ def explanation(chosen: Chosen, request_id: str, bill: Bill | None = None) -> di
         "threshold": decision.threshold if decision.score is not None else None,
         "router": decision.router,
         "router_ms": round(chosen.router_ms, 2),
+        "confidence": verdict.confidence if verdict else None,
+        "confidence_threshold": verdict.threshold if verdict else None,
+        "held_back_ms": round(verdict.milliseconds, 2) if verdict else None,
         "degraded": decision.degraded,
         "neighbours": [_neighbour(each) for each in chosen.neighbours] or None,
         "cost_usd": bill.cost if bill else None,
@@ -52,6 +55,7 @@ def headers(chosen: Chosen, request_id: str, warning: str | None, bill: Bill | N
         "x-upcall-reason": seen["reason"],
         "x-upcall-score": _number(seen["score"]),
         "x-upcall-threshold": _number(seen["threshold"]),
+        "x-upcall-confidence": _number(seen["confidence"]),
         "x-upcall-router": seen["router"],
         "x-upcall-latency-router-ms": str(seen["router_ms"]),
         "x-upcall-degraded": "true" if seen["degraded"] else None,

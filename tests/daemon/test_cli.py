@@ -17,47 +17,12 @@ def home(tmp_path: Path) -> dict[str, str]:
     return user_environment(tmp_path)
 
 
-COMMANDS = """serve pull models rm privacy doctor routers calibrate train evaluate
-    stats decisions why key_test key_set key_rm key_where config_check config_show service_install"""
-
-
-@pytest.mark.parametrize("command", COMMANDS.split())
-def test_every_command_explains_itself(home: Mapping[str, str], command: str) -> None:
-    helped = cli(home, *command.split("_"), "--help")
-
-    assert helped.returncode == 0
-    assert helped.stdout.startswith("Usage: upcall")
-
-
 def test_help_imports_nothing_heavy(home: Mapping[str, str]) -> None:
     seen = cli({**home, "PYTHONPROFILEIMPORTTIME": "1"}, "--help").stderr
 
     assert "click" in seen
     for heavy in ("pydantic", "numpy", "onnxruntime", "aiohttp", "llama_cpp", "rich"):
         assert f"| {heavy}\n" not in seen.replace("|   ", "| ")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "hint"),
-    [
-        (["pull", "lama3-8b"], 1, "did you mean llama3-8b"),
-        (["rm", "nothing"], 1, "upcall models"),
-        (["privacy", "maybe"], 2, "maybe"),
-        (["config", "check", "--config", "/nonexistent.toml"], 2, "no such file"),
-        (["serve", "--port", "99999"], 2, "server.port"),
-        (["serve", "--cloud-share", "7"], 2, "routing.cloud_share"),
-        (["key", "where", "../x"], 1, "key name"),
-        (["service", "uninstall"], 1, "upcall.service"),
-    ],
-)
-def test_a_mistake_is_one_line_and_a_status(
-    home: Mapping[str, str], arguments: list[str], status: int, hint: str
-) -> None:
-    failed = cli(home, *arguments)
-
-    assert failed.returncode == status
-    assert hint in failed.stderr
-    assert "Traceback" not in failed.stderr
 
 
 def test_an_empty_key_is_refused(home: Mapping[str, str]) -> None:

@@ -15,6 +15,7 @@ from daemon.api.control import Control
 from daemon.api.embeddings import Embeddings
 from daemon.api.errors import ApiError
 from daemon.api.exposition import Exposition
+from daemon.api.feedback import Feedback
 from daemon.api.history import History
 from daemon.api.ollama import Ollama
 from daemon.api.openai import OpenAI
@@ -28,6 +29,7 @@ from daemon.dispatcher import Dispatcher
 from daemon.guard import Guard
 from daemon.metrics import Metrics
 from daemon.patience import Patience
+from daemon.recent import Recent
 from daemon.scorer import Scorer
 from daemon.workers import Workers
 
@@ -43,6 +45,7 @@ def build(
     budget: Budget,
     metrics: Metrics,
     patience: Patience,
+    recent: Recent,
     port: Callable[[], int],
 ) -> web.Application:
     """`port` gives the port that Host headers must name, known once the socket is bound."""
@@ -55,7 +58,7 @@ def build(
     app.on_response_prepare.append(guard.grant)
     app.on_response_prepare.append(name_request)
     app.on_response_prepare.append(partial(_tell_privacy, workers))
-    dispatcher = Dispatcher(settings, workers, scorer, budget)
+    dispatcher = Dispatcher(settings, workers, scorer, budget, recent)
     catalogue = Catalogue(settings.cloud, workers, scorer)
     for wire in (
         OpenAI(dispatcher, settings.routing),
@@ -72,6 +75,7 @@ def build(
     control = Control(settings, workers, scorer)
     app.add_routes(control.routes())
     app.add_routes(Sharing(settings.routing, workers, scorer, budget.ledger).routes())
+    app.add_routes(Feedback(settings, workers, budget.ledger, recent).routes())
     app.add_routes(Exposition(metrics, control).routes())
     history = History(budget, settings.budget, control)
     app.add_routes(history.routes())

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import click
 
-from daemon import ask_cli, judge_cli, keys_cli, learn_cli, ledger_cli, models_cli, routing_cli, service_cli
+from daemon import (
+    ask_cli,
+    feedback_cli,
+    judge_cli,
+    keys_cli,
+    learn_cli,
+    ledger_cli,
+    models_cli,
+    routing_cli,
+    service_cli,
+)
 from daemon.settings_cli import Flags, config_option, load_settings, settings_or_exit
 
 EXIT_STATUS = """Exit status: 0 done; 1 it failed, and standard error says why; 2 wrong usage or settings; 130 `ask` was
@@ -36,7 +46,7 @@ for command in (
     *(models_cli.pull, models_cli.models, models_cli.rm),
     *(routing_cli.routers, routing_cli.calibrate, routing_cli.train, routing_cli.evaluate, learn_cli.learn_model),
     *(keys_cli.key, service_cli.service, judge_cli.judge),
-    *(ledger_cli.stats, ledger_cli.decisions, ledger_cli.why),
+    *(feedback_cli.feedback, ledger_cli.stats, ledger_cli.decisions, ledger_cli.why),
 ):
     cli.add_command(command)
 

@@ -260,6 +260,14 @@ class Ledger(Section):
     """How long a request's record is kept."""
 
 
+class Feedback(Section):
+    enabled: bool = True
+    """Take verdicts on decisions; each keeps the embedding of its prompt, never the text, for `upcall calibrate
+    --from-feedback` to learn from."""
+    keep_in_privacy: bool = False
+    """Keep embeddings in privacy mode too. They stay on this machine, and can still betray what was asked."""
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged. No level logs prompts or answers."""
@@ -283,6 +291,7 @@ class Settings(BaseModel):
     privacy: Privacy = Privacy()
     sensitive: Sensitive = Sensitive()
     ledger: Ledger = Ledger()
+    feedback: Feedback = Feedback()
     log: Log = Log()
 
     @model_validator(mode="after")

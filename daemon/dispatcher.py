@@ -6,12 +6,13 @@ from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from daemon import policy, resolve
+from daemon import policy, recent, resolve
 from daemon.battery import Battery
 from daemon.budget import Budget, Hold
 from daemon.config import Settings
 from daemon.policy import Decision, Needs, Reason, Route, State, Wish
 from daemon.prices import Price
+from daemon.recent import Recent, Sight
 from daemon.scorer import Look, Scorer
 from daemon.second_look import SecondLooks, Verdict
 from daemon.sensitive import Recogniser
@@ -63,6 +64,8 @@ class Chosen:
     """Why this is not the model that was chosen first."""
     hop: int = 0
     """Which of the cloud models, in order of preference, where it is one."""
+    sight: Sight | None = None
+    """What a verdict on the decision would be kept with."""
     hold: Hold | None = None
     """What was set aside for it, where it costs something and the price is known."""
 
@@ -80,10 +83,11 @@ class SensitivePromptError(Exception):
 
 
 class Dispatcher:
-    def __init__(self, settings: Settings, workers: Workers, scorer: Scorer, budget: Budget) -> None:
+    def __init__(self, settings: Settings, workers: Workers, scorer: Scorer, budget: Budget, recent: Recent) -> None:
         self.ledger = budget.ledger
         self._budget = budget
         self._settings = settings
+        self._recent = recent
         self._recogniser = Recogniser(settings.sensitive)
         self._workers = workers
         self._scorer = scorer
@@ -103,7 +107,10 @@ class Dispatcher:
         `id` and `wire` are what the ledger knows the request by. Raises `UnknownRouterError` and `SensitivePromptError`
         before anything else.
         """
-        chosen: Chosen | None = await self.decide(request, wish)
+        first = await self.decide(request, wish)
+        if first.sight and recent.may_keep(self._settings, self._workers.standing.privacy):
+            self._recent.note(id, first.sight)
+        chosen: Chosen | None = first
         while chosen:
             begun = False
             failure: Failure | None = None
@@ -162,7 +169,9 @@ class Dispatcher:
         if decision.reason is Reason.SENSITIVE and self._settings.sensitive.action == "ask":
             raise SensitivePromptError(f"This prompt would go to the cloud, and it seems to hold: {needs.private}.")
         close = self._second_looks.wanted(decision, look, request)
-        return Chosen(decision, needs, self._name(decision, local), look.milliseconds, look.neighbours, close)
+        return Chosen(
+            decision, needs, self._name(decision, local), look.milliseconds, look.neighbours, close, sight=look.sight
+        )
 
     async def _informed(self, decide: Callable[[], Decision]) -> Decision:
         """What `decide` says once the key and the costs that it asks for have been looked for."""

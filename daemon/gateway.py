@@ -23,6 +23,7 @@ from daemon.ledger import Ledger, default_path
 from daemon.logs import set_up_logging
 from daemon.metrics import Metrics
 from daemon.patience import Patience
+from daemon.recent import Recent
 from daemon.scorer import Scorer, UnknownRouterError
 from daemon.systemd import ActivationError
 from daemon.workers import Workers
@@ -115,6 +116,7 @@ class Gateway:
         self._judge = LocalJudge(workers)
         self._scorer = Scorer(settings.routing, Store(), self._judge)
         self._metrics = Metrics()
+        self._recent = Recent()
         self._serving: list[Serving] = []
         self._finishing: set[asyncio.Task[None]] = set()
 
@@ -134,7 +136,7 @@ class Gateway:
             settings = await self._workers.reloads.get()
             before = self._serving[-1]
             scorer = before.scorer
-            if settings.routing != before.settings.routing:
+            if settings.routing != before.settings.routing or scorer.outdated:
                 scorer = Scorer(settings.routing, Store(), self._judge)
                 try:
                     await scorer.load()
@@ -160,7 +162,7 @@ class Gateway:
     async def _serve(self, settings: Settings, scorer: Scorer) -> Serving:
         port = listening.port(self._listener)
         patience = Patience()
-        app = build(settings, self._workers, scorer, self._budget, self._metrics, patience, lambda: port)
+        app = build(settings, self._workers, scorer, self._budget, self._metrics, patience, self._recent, lambda: port)
         # A client that hangs up cancels its handler, and with it the model's work.
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=STOP_SECONDS)
         await runner.setup()

@@ -3,20 +3,21 @@
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from daemon.ledger import COLUMNS, LOCKED_SECONDS, LedgerError, Record
+from daemon.ledger import COLUMNS, LOCKED_SECONDS, MIGRATIONS, LedgerError, Record, open_for_writing
 from daemon.policy import Reason
 
 SCORES = 10_000
 """The latest scores that say how a router scores this user's prompts."""
 QUANTILES = 51
 
-_SELECT = f"SELECT {', '.join(COLUMNS)} FROM requests"  # noqa: S608 - the names are the dataclass's own
+_VERDICT = "(SELECT verdict FROM feedback WHERE feedback.id = requests.id) AS verdict"
+_SELECT = f"SELECT {', '.join(COLUMNS)}, {_VERDICT} FROM requests"  # noqa: S608 - the names are the dataclass's own
 _ID_CHARACTERS = set("0123456789abcdef")
 
 
@@ -176,6 +177,9 @@ def opened(path: Path) -> Iterator[History]:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=LOCKED_SECONDS)
     except sqlite3.Error as error:
         raise LedgerError(f"the ledger {path} cannot be opened: {error}") from None
+    with suppress(sqlite3.Error):  # what cannot be read says so when it is asked
+        if 0 < connection.execute("PRAGMA user_version").fetchone()[0] < len(MIGRATIONS):
+            open_for_writing(path).close()
     connection.row_factory = sqlite3.Row
     try:
         yield History(connection)

@@ -80,6 +80,17 @@ MIGRATIONS = (
     ALTER TABLE requests ADD COLUMN confidence REAL;
     ALTER TABLE requests ADD COLUMN wasted_tokens INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    CREATE TABLE feedback (
+        id TEXT PRIMARY KEY,
+        time REAL NOT NULL,
+        verdict TEXT NOT NULL,
+        router TEXT,
+        score REAL,
+        route TEXT,
+        embedding BLOB
+    );
+    """,
 )
 """From each version of the file to the next; `PRAGMA user_version` counts those that were applied."""
 
@@ -121,9 +132,11 @@ class Record:
     """What the second look said of the local model's answer, 0 to 1; `None` where it did not look."""
     wasted_tokens: int = 0
     """Of a local answer that was thrown away for it."""
+    verdict: str | None = None
+    """Of whoever asked, `right` or `wrong`; in a table of its own, since it comes later and stays longer."""
 
 
-COLUMNS = tuple(field.name for field in fields(Record))
+COLUMNS = tuple(field.name for field in fields(Record) if field.name != "verdict")
 _INSERT = f"INSERT OR IGNORE INTO requests ({', '.join(COLUMNS)}) VALUES ({', '.join(f':{name}' for name in COLUMNS)})"  # noqa: S608 - the names are the dataclass's own
 
 
@@ -274,6 +287,8 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         # With a write-ahead log a crash loses nothing by it, and a power cut the last moments at most.
         connection.execute("PRAGMA synchronous = NORMAL")
+        # What is deleted is overwritten.
+        connection.execute("PRAGMA secure_delete = ON")
         _migrate(connection)
     except BaseException:
         connection.close()

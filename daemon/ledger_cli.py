@@ -128,6 +128,8 @@ def _explained(seen: Mapping[str, Any]) -> Iterator[str]:
         yield f"reason   {seen['reason']}: {seen['explanation']}"
     if seen["score"] is not None and seen["threshold"] is not None:
         yield f"score    {_scores(seen).strip()} by {seen['router']} in {seen['router_ms']:.1f} ms"
+    if seen["verdict"]:
+        yield f"verdict  {seen['verdict']}"
     cached = f", {seen['cached_tokens']:,} of them cached" if seen["cached_tokens"] else ""
     yield f"tokens   {seen['prompt_tokens']:,} of the prompt{cached}; {seen['completion_tokens']:,} of the answer"
     first = "no word came" if seen["first_ms"] is None else f"first word after {seen['first_ms']:,.0f} ms"

@@ -60,9 +60,16 @@ def routers(measure: bool) -> None:
 @click.option("--router", default="mf", show_default=True)
 @click.option("--cloud-share", type=click.FloatRange(0, 1), default=0.2, show_default=True)
 @click.option("--from-ledger", is_flag=True, help="From now on go by the scores of your own prompts.")
-@click.option("--undo", is_flag=True, help="Take the latest such calibration back.")
-def calibrate(router: str, cloud_share: float, from_ledger: bool, undo: bool) -> None:
+@click.option("--from-feedback", is_flag=True, help="From now on have your verdicts correct the router's scores.")
+@click.option(
+    "--undo", is_flag=True, help="Take the latest such calibration, or with --from-feedback correction, back."
+)
+def calibrate(router: str, cloud_share: float, from_ledger: bool, from_feedback: bool, undo: bool) -> None:
     """Say which threshold sends a share of prompts up, by your own calibration or the sample that ships."""
+    if from_ledger and from_feedback:
+        raise click.UsageError("--from-ledger and --from-feedback are two steps: take one, then the other")
+    if from_feedback:
+        return _from_feedback(router, undo)
     from daemon.scorer import own_calibrations
     from routers.calibration import in_force, keep, versions
     from routers.interface import RouterError
@@ -83,6 +90,29 @@ def calibrate(router: str, cloud_share: float, from_ledger: bool, undo: bool) ->
         raise click.ClickException(str(error)) from None
     click.echo(f"threshold {threshold:.4f} for {router}@{calibration.version}, cloud share {cloud_share:.0%}")
     click.echo(f"sample of {calibration.n} prompts, {calibration.date}: {calibration.sample}", err=True)
+    return None
+
+
+def _from_feedback(router: str, undo: bool) -> None:
+    """Learn from verdicts, or take back what was learnt last."""
+    from daemon.feedback_learning import correct, take_back
+    from daemon.ledger import LedgerError, default_path
+    from daemon.scorer import own_corrections
+    from routers.interface import RouterError
+
+    try:
+        if undo:
+            click.echo(f"removed {take_back(router, own_corrections())}")
+        else:
+            path, worth = correct(router, default_path(), own_corrections())
+            click.echo(f"wrote {path}, learnt from {worth.n} verdicts")
+            click.echo(
+                "of two prompts, one for here and one for the cloud, the score tells which is which "
+                f"{worth.before:.1%} of the time before and {worth.after:.1%} after, on verdicts held out"
+            )
+    except (RouterError, LedgerError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo("a daemon that runs takes it when it is reloaded (SIGHUP) or restarted", err=True)
 
 
 def _from_ledger(router: str) -> "Calibration":

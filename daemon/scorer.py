@@ -18,12 +18,14 @@ import platformdirs
 from daemon.config import Routing
 from daemon.judge import LocalJudge, NotJudgedError
 from daemon.policy import Reason, conversation_score
+from daemon.recent import Sight
 from models.interface import Message
 from models.store import Store, StoreError
 
 if TYPE_CHECKING:
     from routers.calibration import Calibration
     from routers.causal_llm import Reading
+    from routers.correction import Correction
     from routers.encoder import Encoder
     from routers.interface import Router
     from routers.knn import Neighbour
@@ -56,6 +58,8 @@ class Look:
     """Of the hardest turn, nearest first, where the router goes by known prompts."""
     calibration: "Calibration | None" = None
     """Of the router's scores, where there is a score."""
+    sight: Sight | None = None
+    """What a verdict on the decision would be kept with, where the router sees prompts through the encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,10 @@ class Loaded:
     threshold: float
     """Where the request names none."""
     calibration: "Calibration"
+    label: str
+    """`name@version`, with the number of the correction where there is one: `mf@4a14e013bc1e+f2`."""
+    correction: "Correction | None"
+    """What this user's verdicts made of the scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,7 @@ class Scorer:
         self._readings: dict[str, Calibrated] = {}
         self._failed: dict[str, float] = {}
         self._encoder: Encoder | None = None
+        self._corrections = _stamps()
         self.trouble = ""
         """Why the settings' router is not loaded: one line for people, or nothing."""
 
@@ -131,6 +140,11 @@ class Scorer:
         """
         return await self._in_thread(self._embed, text)
 
+    @property
+    def outdated(self) -> bool:
+        """Whether corrections were learnt, or taken back, since this was made."""
+        return self._corrections != _stamps()
+
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
 
@@ -144,11 +158,12 @@ class Scorer:
             return Look(None, 1.0, None, 0.0)
         from routers.knn import NearestNeighboursRouter
 
-        router, scores = loaded.router, [float(score) for score in loaded.router.score(turns)]
-        near = router.explain(turns[scores.index(max(scores))]) if isinstance(router, NearestNeighboursRouter) else ()
-        limit, label = loaded.threshold if threshold is None else threshold, f"{router.name}@{router.version}"
-        taken = _milliseconds(start)
-        return Look(conversation_score(scores), limit, label, taken, neighbours=near, calibration=loaded.calibration)
+        scores, sight = _rated(loaded, turns)
+        router, hardest = loaded.router, turns[scores.index(max(scores))]
+        near = router.explain(hardest) if isinstance(router, NearestNeighboursRouter) else ()
+        limit, taken = loaded.threshold if threshold is None else threshold, _milliseconds(start)
+        score = conversation_score(scores)
+        return Look(score, limit, loaded.label, taken, neighbours=near, calibration=loaded.calibration, sight=sight)
 
     async def _judged(self, judge: LocalJudge, turns: Sequence[str], threshold: float | None) -> Look:
         start = time.perf_counter()
@@ -197,8 +212,7 @@ class Scorer:
         loaded = self._load(self._routing.router)
         if loaded is None:
             return None, None
-        label = f"{loaded.router.name}@{loaded.router.version}"
-        return threshold_for_share(self._routing.router, cloud_share, own_calibrations()), label
+        return threshold_for_share(self._routing.router, cloud_share, own_calibrations()), loaded.label
 
     def _names(self) -> Sequence[str]:
         from routers.registry import ROUTERS
@@ -224,6 +238,7 @@ class Scorer:
 
     def _load(self, name: str) -> "Loaded | None":
         # Imported here, in the thread, so that the gateway listens before ONNX is loaded.
+        from routers import correction
         from routers.calibration import in_force
         from routers.interface import RouterError
         from routers.registry import NAMES, load
@@ -240,12 +255,17 @@ class Scorer:
             router = load(name, self._store.path("use-multilingual"))
             calibration = in_force(name, own_calibrations())
             threshold = calibration.threshold(self._routing.cloud_share) if raw is None else raw
+            learnt = correction.in_force(name, router.version, own_corrections())
         except (RouterError, StoreError) as error:
             self._failed[name] = time.monotonic() + RETRY_SECONDS
             self._trouble(name, str(error))
             return None
         self._trouble(name, "")
-        self._loaded[name] = Loaded(router, threshold, calibration)
+        label = f"{name}@{router.version}"
+        if learnt:
+            label += f"+f{learnt[1]}"
+            log.info("the router is %s: %d verdicts correct its scores", label, learnt[0].n)
+        self._loaded[name] = Loaded(router, threshold, calibration, label, learnt[0] if learnt else None)
         return self._loaded[name]
 
     def _trouble(self, name: str, text: str) -> None:
@@ -253,6 +273,20 @@ class Scorer:
             if text and text != self.trouble:
                 log.error("no prompt goes up, because the router %s is not loaded: %s", name, text)
             self.trouble = text
+
+
+def _rated(loaded: Loaded, turns: Sequence[str]) -> tuple[list[float], Sight | None]:
+    """The scores of `turns`, and what the router saw of the hardest, where it goes by embeddings."""
+    from routers.correction import EmbeddingRouter
+
+    router = loaded.router
+    if not isinstance(router, EmbeddingRouter):
+        return [float(score) for score in router.score(turns)], None
+    vectors = router.encoder.embed(turns)
+    own = router.score_embedded(turns, vectors)
+    scores = [float(score) for score in (loaded.correction.of(own, vectors) if loaded.correction else own)]
+    row = scores.index(max(scores))
+    return scores, Sight(f"{router.name}@{router.version}", float(own[row]), vectors[row].astype("<f2").tobytes())
 
 
 def user_turns(messages: Sequence[Message]) -> list[str]:
@@ -292,3 +326,12 @@ def text_of(message: Message) -> str:
 def own_calibrations() -> Path:
     """The folder of the calibrations that people made of their own scores."""
     return platformdirs.user_state_path("upcall") / "calibrations"
+
+
+def own_corrections() -> Path:
+    """The folder of the corrections that were learnt from people's verdicts."""
+    return platformdirs.user_state_path("upcall") / "corrections"
+
+
+def _stamps() -> list[tuple[str, int]]:
+    return sorted((path.name, path.stat().st_mtime_ns) for path in own_corrections().glob("*.json"))

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,16 @@ def versions(router: str, own: Path) -> list[Path]:
     return sorted(own.glob(f"{router}-[0-9][0-9][0-9][0-9].json"))
 
 
-def keep(calibration: Calibration, own: Path) -> Path:
+class Kept(Protocol):
+    """What is kept in numbered files."""
+
+    @property
+    def router(self) -> str: ...
+
+    def save(self, path: Path) -> None: ...
+
+
+def keep(calibration: Kept, own: Path) -> Path:
     """Write `calibration` as the latest version in the folder `own`; the path of its file."""
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
     before = versions(calibration.router, own)

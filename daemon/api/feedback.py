@@ -13,6 +13,9 @@ from daemon.feedback import Verdict, keep
 from daemon.ledger import Ledger
 from daemon.workers import Workers
 
+WRITE_SECONDS = 10.0
+"""What the ledger gets to write a verdict."""
+
 
 class FeedbackBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -49,7 +52,7 @@ class Feedback:
         may_keep = recent.may_keep(self._settings, self._workers.standing.privacy)
         sight = self._recent.of(record.id) if may_keep else None
         self._ledger.write(partial(keep, record=record, verdict=body.verdict, sight=sight))
-        if not await self._ledger.written():
+        if not await self._ledger.written(WRITE_SECONDS):
             raise ApiError(503, f"The verdict is not kept yet: {self._ledger.trouble or 'the ledger is slow'}.")
         self._recent.drop(record.id)
         return web.json_response({"id": record.id, "verdict": body.verdict, "embedding_kept": sight is not None})

@@ -10,6 +10,7 @@ from daemon.api import sharing
 from daemon.api.anthropic_request import CountBody, MessagesBody
 from daemon.api.control import PrivacyBody
 from daemon.api.embeddings import EmbeddingsBody
+from daemon.api.feedback import FeedbackBody
 from daemon.api.history import PARAMETERS
 from daemon.api.openai import ChatBody
 from daemon.api.responses_request import ResponsesBody
@@ -74,6 +75,11 @@ def document() -> dict[str, Any]:
             },
             "/v1/embeddings": {
                 "post": _operation("Vectors of texts, as OpenAI does", requestBody=_body(EmbeddingsBody, schemas))
+            },
+            "/v1/feedback": {
+                "post": _operation(
+                    "Say whether a request was answered in the right place", requestBody=_body(FeedbackBody, schemas)
+                )
             },
             "/v1/models": {"get": _operation("The model names that a request may carry, and what each can do")},
             "/v1/models/{id}": {"get": _operation("One of the models", parameters=ID)},

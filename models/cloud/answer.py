@@ -1,10 +1,11 @@
 """The pieces of a provider's streamed answer, in OpenAI's shape, as events."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, Literal, TypeAlias
 
 from any_llm.types.completion import ChatCompletionChunk
 
+from models.cloud.completions import Chunk
 from models.interface import Event, Finish, TextDelta, ToolCallDelta, Usage
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -31,7 +32,7 @@ class Answer:
         """Every choice said how it ended. A stream that ends before is cut, however cleanly."""
         return not self._open
 
-    def read(self, chunk: ChatCompletionChunk) -> Iterator[Event]:
+    def read(self, chunk: ChatCompletionChunk | Chunk) -> Iterator[Event]:
         """The events of one chunk, usage excepted, which some servers repeat: `usage` has the last."""
         if chunk.usage is not None:
             details = chunk.usage.prompt_tokens_details
@@ -46,7 +47,7 @@ class Answer:
             logprobs = choice.logprobs and choice.logprobs.content
             text = delta.content or delta.refusal or ""
             if text or logprobs:
-                entries = [entry.model_dump(mode="json") for entry in logprobs] if logprobs else None
+                entries = [e if isinstance(e, Mapping) else e.model_dump(mode="json") for e in logprobs or ()] or None
                 yield TextDelta(text, choice.index, entries)
             for call in delta.tool_calls or ():
                 # Anthropic numbers calls by content block, which its text shares: clients expect 0, 1, 2.

@@ -13,6 +13,7 @@ from any_llm.providers.anthropic.base import BaseAnthropicProvider
 
 from models.cloud.answer import Answer
 from models.cloud.breaker import Breaker
+from models.cloud.completions import completions, speaks_plainly
 from models.cloud.failures import CloudError, broke_off, explain
 from models.cloud.messages import MessageAnswer, messages
 from models.cloud.messages import arguments as verbatim
@@ -88,6 +89,9 @@ class CloudModel:
             body = verbatim(self._settings, request.verbatim)
             return MessageAnswer(), partial(messages, _client(provider), body)
         sent = arguments(self._settings, request, provider)
+        if speaks_plainly(provider):
+            body = {"model": sent["model"], "stream": True, **sent["extra_body"]}
+            return Answer(request.n), partial(completions, _client(provider), body)
         return Answer(request.n), partial(_chunks, provider, sent)
 
     async def count_tokens(self, request: ChatRequest) -> int:

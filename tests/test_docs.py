@@ -31,3 +31,10 @@ def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
 
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_the_benchmarks_page_has_every_script() -> None:
+    page = (DOCS / "benchmarks.md").read_text()
+    scripts = [file for file in (ROOT / "benchmarks").glob("*.py") if "__main__" in file.read_text()]
+
+    assert [script.name for script in scripts if f"`{script.name}`" not in page] == []

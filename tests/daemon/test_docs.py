@@ -5,6 +5,7 @@ import re
 from http.client import HTTPConnection
 from pathlib import Path
 
+from daemon.api.openapi import document
 from daemon.api.wish import WISHES
 from tests.daemon.harness import Daemon, client
 
@@ -51,3 +52,9 @@ def test_the_http_page_lists_every_header_that_a_request_may_carry() -> None:
     listed = re.findall(r"^\| `(x-upcall-[\w-]+)` \|", (DOCS / "http.md").read_text(), re.MULTILINE)
 
     assert set(listed) == set(WISHES)
+
+
+def test_the_http_page_lists_every_path_of_the_openapi_document() -> None:
+    page = (DOCS / "http.md").read_text()
+
+    assert [path for path in document()["paths"] if f"{path}`" not in page] == []

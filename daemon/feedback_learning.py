@@ -52,14 +52,26 @@ def correct(router: str, ledger: Path, folder: Path) -> tuple[Path, Worth]:
             "either place: there is nothing to tell apart yet"
         )
     scores, vectors = _inputs(judged)
-    worth = _worth(router, version, scores, vectors, due)
+    correction, worth = lesson(router, version, scores, vectors, due)
     if worth.after < worth.before:
         raise RouterError(
             f"nothing is changed: on verdicts held out, what {worth.n} verdicts teach orders prompts no better "
             f"({worth.before:.3f} before, {worth.after:.3f} after); give more of them"
         )
-    correction = learn(router, version, scores, vectors, due, date=time.strftime("%Y-%m-%d"))
     return keep(correction, folder), worth
+
+
+def lesson(
+    router: str, version: str, scores: Floats, vectors: Floats, due: NDArray[np.bool_]
+) -> tuple[Correction, Worth]:
+    """A correction learnt from all verdicts (see `learn`), and what its like is worth on a fifth of them at a time."""
+    after = np.zeros(len(scores))
+    fold = np.random.default_rng(0).permutation(len(scores)) % FOLDS
+    for each in range(FOLDS):
+        out = fold == each
+        after[out] = learn(router, version, scores[~out], vectors[~out], due[~out]).of(scores[out], vectors[out])
+    worth = Worth(len(scores), _concordance(scores, due), _concordance(after, due))
+    return learn(router, version, scores, vectors, due, date=time.strftime("%Y-%m-%d")), worth
 
 
 def take_back(router: str, folder: Path) -> Path:
@@ -74,16 +86,6 @@ def _inputs(judged: Sequence[Judged]) -> tuple[Floats, Floats]:
     scores = np.array([each.score for each in judged], dtype=np.float64)
     vectors = np.frombuffer(b"".join(each.vector or b"" for each in judged), dtype="<f2").reshape(-1, DIMENSION)
     return scores, vectors.astype(np.float64)
-
-
-def _worth(router: str, version: str, scores: Floats, vectors: Floats, due: NDArray[np.bool_]) -> Worth:
-    after = np.zeros(len(scores))
-    fold = np.random.default_rng(0).permutation(len(scores)) % FOLDS
-    for each in range(FOLDS):
-        out = fold == each
-        learnt: Correction = learn(router, version, scores[~out], vectors[~out], due[~out])
-        after[out] = learnt.of(scores[out], vectors[out])
-    return Worth(len(scores), _concordance(scores, due), _concordance(after, due))
 
 
 def _concordance(scores: Floats, due: NDArray[np.bool_]) -> float:

@@ -124,17 +124,21 @@ def _from_ledger(router: str) -> "Calibration":
 
     from daemon.history import opened
     from daemon.ledger import LedgerError, default_path
+    from daemon.scorer import own_corrections
     from routers.calibration import measured, shipped
+    from routers.correction import in_force
 
     version = shipped(router).version
+    corrected = in_force(router, version, own_corrections())
+    label = f"{router}@{version}" + (f"+f{corrected[1]}" if corrected else "")
     try:
         with opened(default_path()) as history:
-            scores = np.asarray(history.scores(f"{router}@{version}"), dtype=np.float64)
+            scores = np.asarray(history.scores(label), dtype=np.float64)
     except LedgerError as error:
         raise click.ClickException(str(error)) from None
     if len(scores) < FEWEST_SCORES:
         raise click.ClickException(
-            f"the ledger has {len(scores)} scores by {router}@{version}, and a calibration takes {FEWEST_SCORES}: "
+            f"the ledger has {len(scores)} scores by {label}, and a calibration takes {FEWEST_SCORES}: "
             "use upcall for a while and try again"
         )
     digest = hashlib.sha256(np.sort(scores).tobytes()).hexdigest()

@@ -14,7 +14,8 @@ from typing import Any
 from rich.console import Console
 
 from daemon.client import DaemonError, NotRunning, call
-from daemon.config import Server, load
+from daemon.config import Server
+from daemon.config_file import load
 
 PROMPTS = (
     "Say hello in one short sentence.",

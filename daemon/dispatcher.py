@@ -1,21 +1,20 @@
 """One request's way: look, decide, run, and turn to the other model where that is allowed."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from daemon import policy, recent, resolve
+from daemon.appraiser import Appraiser
 from daemon.battery import Battery
 from daemon.budget import Budget, Hold
 from daemon.config import Settings
-from daemon.policy import Decision, Needs, Reason, Route, State, Wish
+from daemon.policy import Decision, Needs, Reason, State, Wish
 from daemon.prices import Price
 from daemon.recent import Recent, Sight
 from daemon.scorer import Look, Scorer
 from daemon.second_look import SecondLooks, Verdict
-from daemon.sensitive import Recogniser
 from daemon.workers import Workers
 from models.client import WorkerGoneError
 from models.cloud.size import most_tokens
@@ -24,22 +23,15 @@ from models.interface import (
     Event,
     Failure,
     FailureCode,
-    Message,
     ModelStatus,
     Native,
     TextDelta,
     ToolCallDelta,
     Usage,
 )
-from models.llama.tools import CALL_ID_PREFIX
 
 if TYPE_CHECKING:
     from routers.knn import Neighbour
-
-MESSAGE_TOKENS = 16
-"""More than any known chat template adds to a message."""
-UNKNOWN_CALL_PREFIX = "call_unknown_"
-"""Of the ids that are made up for clients which keep none: nobody knows who made these calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +80,7 @@ class Dispatcher:
         self._budget = budget
         self._settings = settings
         self._recent = recent
-        self._recogniser = Recogniser(settings.sensitive)
+        self._appraiser = Appraiser(settings.sensitive, workers)
         self._workers = workers
         self._scorer = scorer
         self._second_looks = SecondLooks(settings, scorer, workers)
@@ -159,7 +151,7 @@ class Dispatcher:
     async def decide(self, request: ChatRequest, wish: Wish) -> Chosen:
         """The decision alone: runs no model and opens no connection. Raises as `answer` does."""
         local = await self._workers.local_status()
-        needs = await self._needs(request, wish, local)
+        needs = await self._appraiser.needs(request, wish, local)
         look = await self._look(request, wish)
         seen = (look.score, look.threshold, look.router, look.unscored)
         spared = await self._battery_threshold(wish)
@@ -209,32 +201,6 @@ class Dispatcher:
         if wish.route:
             return Look(None, 0, None, 0)
         return await self._scorer.look(request.messages, wish.router, wish.threshold)
-
-    async def _needs(self, request: ChatRequest, wish: Wish, local: ModelStatus) -> Needs:
-        return Needs(
-            images=any(_has_media(message.get("content")) for message in request.messages),
-            tools=bool(request.tools) and request.tool_choice != "none",
-            tokens_fit=await self._fits(request, local),
-            private=None if wish.allow_sensitive else await self._private(request),
-            begun=_began(request.messages),
-        )
-
-    async def _private(self, request: ChatRequest) -> str | None:
-        if self._settings.sensitive.action == "off":
-            return None
-        return await asyncio.to_thread(self._recogniser.find, request.messages)
-
-    async def _fits(self, request: ChatRequest, local: ModelStatus) -> bool:
-        room = local.context_length - (request.max_tokens or 1)
-        # No tokenizer makes more tokens than there are bytes, so that a short prompt need not be counted.
-        most = sum(len(str(message).encode("utf-8", "replace")) + MESSAGE_TOKENS for message in request.messages)
-        if local.state != "ready" or most <= room:
-            return True
-        client = await self._workers.get("local")
-        try:
-            return client is None or await client.count_tokens(request) <= room
-        except (ValueError, WorkerGoneError):
-            return True  # The model itself will say what is wrong.
 
     async def _battery_threshold(self, wish: Wish) -> float | None:
         """Where prompts go up while the battery is spared, unless the request itself says how to route it."""
@@ -327,18 +293,3 @@ class Dispatcher:
             message = "Privacy mode was switched on, which cut this answer off; ask again for a local one."
             return Failure(FailureCode.UNAVAILABLE, message)
         return failure
-
-
-def _began(messages: Sequence[Message]) -> Route | None:
-    """Who made the latest tool calls, going by their ids."""
-    for message in reversed(messages):
-        if calls := message.get("tool_calls"):
-            id = str(calls[0].get("id"))
-            if id.startswith(UNKNOWN_CALL_PREFIX):
-                return None
-            return "local" if id.startswith(CALL_ID_PREFIX) else "cloud"
-    return None
-
-
-def _has_media(content: object) -> bool:
-    return isinstance(content, list) and any(part.get("type") not in ("text", "refusal") for part in content)

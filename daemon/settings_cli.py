@@ -32,7 +32,7 @@ def settings_or_exit(path: Path | None, flags: Flags | None = None) -> "Settings
 def load_settings(path: Path | None, flags: Flags) -> "Settings":
     """Raises `ConfigError`."""
     from daemon import resolve
-    from daemon.config import load
+    from daemon.config_file import load
 
     nested: dict[str, dict[str, Any]] = {}
     for (section, name), value in flags.items():

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from daemon.dispatcher import UNKNOWN_CALL_PREFIX
+from daemon.appraiser import UNKNOWN_CALL_PREFIX
 from models.interface import ChatRequest
 
 MEDIA_TYPES = {

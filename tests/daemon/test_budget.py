@@ -15,6 +15,7 @@ import pytest
 
 from daemon import config
 from daemon.budget import NANO, Budget
+from daemon.config_file import load
 from daemon.ledger import Ledger
 from daemon.policy import Reason
 from daemon.prices import Price
@@ -281,7 +282,7 @@ def test_a_budget_without_a_ledger_is_a_wrong_setting(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("[budget]\ndaily_usd = 1\n[ledger]\nenabled = false\n")
     with pytest.raises(config.ConfigError, match=r"ledger\.enabled = true"):
-        config.load(file)
+        load(file)
 
 
 def test_a_misspelt_price_names_the_nearest_setting(tmp_path: Path) -> None:
@@ -290,7 +291,7 @@ def test_a_misspelt_price_names_the_nearest_setting(tmp_path: Path) -> None:
     with pytest.raises(
         config.ConfigError, match=r"prices\.my-model\.completions: unknown key; did you mean .*completion"
     ):
-        config.load(file)
+        load(file)
 
 
 # --- the account by itself ----------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from daemon import resolve
-from daemon.config import Cloud, ConfigError, Settings, load
+from daemon.config import Cloud, ConfigError, Settings
+from daemon.config_file import load
 
 
 @pytest.fixture

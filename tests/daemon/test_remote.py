@@ -10,7 +10,8 @@ from typing import Any
 import openai
 import pytest
 
-from daemon.config import ConfigError, load
+from daemon.config import ConfigError
+from daemon.config_file import load
 from tests.conftest import Require
 from tests.daemon.harness import Daemon, client, running_daemon, wait_until
 from tests.daemon.planted import planted, reports

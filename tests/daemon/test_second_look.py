@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daemon.config import ConfigError, Routing, load
+from daemon.config import ConfigError, Routing
+from daemon.config_file import load
 from daemon.ledger import MIGRATIONS, Record, insert, open_for_writing
 from daemon.policy import Decision, Needs, Reason, State, Wish, doubted, instead
 from models.interface import Failure, FailureCode

@@ -1,0 +1,66 @@
+"""Finds out what answering a request takes, before it is decided who answers."""
+
+import asyncio
+from collections.abc import Sequence
+
+from daemon.config import Sensitive
+from daemon.policy import Needs, Route, Wish
+from daemon.sensitive import Recogniser
+from daemon.workers import Workers
+from models.client import WorkerGoneError
+from models.interface import ChatRequest, Message, ModelStatus
+from models.llama.tools import CALL_ID_PREFIX
+
+MESSAGE_TOKENS = 16
+"""More than any known chat template adds to a message."""
+UNKNOWN_CALL_PREFIX = "call_unknown_"
+"""Of the ids that are made up for clients which keep none: nobody knows who made these calls."""
+
+
+class Appraiser:
+    def __init__(self, sensitive: Sensitive, workers: Workers) -> None:
+        self._off = sensitive.action == "off"
+        self._recogniser = Recogniser(sensitive)
+        self._workers = workers
+
+    async def needs(self, request: ChatRequest, wish: Wish, local: ModelStatus) -> Needs:
+        """What answering `request` takes; `local` is the local model as it is now."""
+        return Needs(
+            images=any(_has_media(message.get("content")) for message in request.messages),
+            tools=bool(request.tools) and request.tool_choice != "none",
+            tokens_fit=await self._fits(request, local),
+            private=None if wish.allow_sensitive else await self._private(request),
+            begun=_began(request.messages),
+        )
+
+    async def _private(self, request: ChatRequest) -> str | None:
+        if self._off:
+            return None
+        return await asyncio.to_thread(self._recogniser.find, request.messages)
+
+    async def _fits(self, request: ChatRequest, local: ModelStatus) -> bool:
+        room = local.context_length - (request.max_tokens or 1)
+        # No tokenizer makes more tokens than there are bytes, so that a short prompt need not be counted.
+        most = sum(len(str(message).encode("utf-8", "replace")) + MESSAGE_TOKENS for message in request.messages)
+        if local.state != "ready" or most <= room:
+            return True
+        client = await self._workers.get("local")
+        try:
+            return client is None or await client.count_tokens(request) <= room
+        except (ValueError, WorkerGoneError):
+            return True  # The model itself will say what is wrong.
+
+
+def _began(messages: Sequence[Message]) -> Route | None:
+    """Who made the latest tool calls, going by their ids."""
+    for message in reversed(messages):
+        if calls := message.get("tool_calls"):
+            id = str(calls[0].get("id"))
+            if id.startswith(UNKNOWN_CALL_PREFIX):
+                return None
+            return "local" if id.startswith(CALL_ID_PREFIX) else "cloud"
+    return None
+
+
+def _has_media(content: object) -> bool:
+    return isinstance(content, list) and any(part.get("type") not in ("text", "refusal") for part in content)

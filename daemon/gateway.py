@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import platformdirs
 from aiohttp import web
@@ -45,12 +46,15 @@ def main() -> int:
     except (OSError, ActivationError) as error:
         print(listening.why_not(error, settings.server), file=sys.stderr)
         return EXIT_CANNOT_LISTEN
-    asyncio.run(serve(settings, listener, link, confine_gateway()))
+    asyncio.run(serve(settings, listener, link, confine_gateway(settings.local.model)))
     return 0
 
 
-def confine_gateway() -> Confinement:
-    """Leave this process the sockets that it has, the models and its own state; see `confine`."""
+def confine_gateway(model: str = "auto") -> Confinement:
+    """Leave this process the sockets that it has, the models and its own state; see `confine`.
+
+    `model` is the settings': what was learnt about one outside the store lies beside it.
+    """
     folders = [Store().root, platformdirs.user_state_path("upcall")]
     for folder in folders:
         # What is not there now cannot be allowed, and an encoder may be pulled later.
@@ -58,7 +62,9 @@ def confine_gateway() -> Confinement:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Large files are often links to another disk.
     linked = [path for path in folders[0].glob("*") if path.is_symlink()]
-    return confine(readable=linked, writable=folders, may_accept=True)
+    file = Path(model).expanduser()
+    learnt = file.parent.glob(f"{file.name}.second-look-*") if "/" in model else ()
+    return confine(readable=[*linked, *learnt], writable=folders, may_accept=True)
 
 
 async def serve(settings: Settings, listener: socket.socket, link: socket.socket, confinement: Confinement) -> None:

@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import shutil
 import sqlite3
 from asyncio import to_thread
 from dataclasses import replace
@@ -176,6 +177,18 @@ async def test_the_rule_looks_at_models_that_no_second_look_was_trained_for(
 ) -> None:
     # The tests' own store, where `upcall learn-model` has put nothing.
     with running_daemon(tmp_path, store.root, {**LOOKING, **SURE_OF_ALL}) as daemon:
+        headers, _ = await ask(daemon, BELOW_ALL)
+    assert 0 < float(headers["x-upcall-confidence"]) < 1
+
+
+async def test_what_was_learnt_about_a_file_outside_the_store_is_read_from_beside_it(
+    store: Store, models_ready: Path, smollm2: Path, tmp_path: Path
+) -> None:
+    sha256 = store.find("smollm2-135m").sha256
+    model = tmp_path / "elsewhere" / "mine.gguf"
+    shutil.copytree(beside(models_ready / smollm2.name, sha256), beside(model, sha256))
+    model.symlink_to(smollm2)
+    with running_daemon(tmp_path, store.root, {**LOOKING, **SURE_OF_ALL, "LOCAL__MODEL": str(model)}) as daemon:
         headers, _ = await ask(daemon, BELOW_ALL)
     assert 0 < float(headers["x-upcall-confidence"]) < 1
 

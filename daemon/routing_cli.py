@@ -57,7 +57,7 @@ def routers(measure: bool) -> None:
 
 
 @click.command()
-@click.option("--router", default="mf", show_default=True)
+@click.option("--router", type=click.Choice([*sorted(TRAINERS), "causal_llm"]), default="mf", show_default=True)
 @click.option("--cloud-share", type=click.FloatRange(0, 1), default=0.2, show_default=True)
 @click.option("--from-ledger", is_flag=True, help="From now on go by the scores of your own prompts.")
 @click.option("--from-feedback", is_flag=True, help="From now on have your verdicts correct the router's scores.")

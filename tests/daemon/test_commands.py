@@ -27,7 +27,7 @@ MISTAKES = {
     "ask": ["ask -f /nonexistent.txt hi: 2 No such file", "ask --loc hi: 2 --local"],
     "calibrate": [
         "calibrate --cloud-share 7: 2 0<=x<=1",
-        "calibrate --router mff: 1 no calibration",
+        "calibrate --router mff: 2 is not one of",
         "calibrate --undo: 1 no calibration of your own",
         "calibrate --from-ledger: 1 ledger",
     ],

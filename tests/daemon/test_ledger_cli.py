@@ -94,7 +94,7 @@ def test_why_explains_with_the_numbers_by_the_first_characters_of_an_id(home: di
         (["decisions", "-n", "many"], 2, "many"),
         (["stats", "--config", "/nonexistent.toml"], 2, "no such file"),
         (["calibrate", "--from-ledger"], 1, "a calibration takes 200"),
-        (["calibrate", "--from-ledger", "--router", "nothing"], 1, "nothing"),
+        (["calibrate", "--from-ledger", "--router", "nothing"], 2, "nothing"),
         (["calibrate", "--undo"], 1, "no calibration of your own"),
     ],
 )

@@ -184,7 +184,11 @@ class Gateway:
         server = serving.runner.server
         assert server is not None
         server.pre_shutdown()
-        while server.connections:  # noqa: ASYNC110 - aiohttp tells nobody when the last one is gone
+        while server.connections:
+            for connection in server.connections:
+                # `pre_shutdown` leaves those on which nothing was asked yet open, and deaf to what will be.
+                if not connection._request_in_progress:
+                    connection.force_close()
             await asyncio.sleep(FINISH_POLL_SECONDS)
         serving.watch.cancel()
         await serving.runner.cleanup()

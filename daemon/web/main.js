@@ -33,6 +33,7 @@ function element(name, properties = {}, ...children) {
 let stats = null;
 let period = "today";
 let stopAsking = null;
+let shareAsked = 0;
 
 // What upcall did
 
@@ -219,7 +220,9 @@ by("period").addEventListener("click", (event) => {
 });
 
 async function showShare(wanted) {
+  const asked = (shareAsked += 1);
   const routing = await call("GET", wanted === undefined ? "/upcall/routing" : `/upcall/routing?cloud_share=${wanted / 100}`);
+  if (asked !== shareAsked) return; // a later question is on its way
   const fixed = routing.cloud_share === null;
   by("cloud-share").disabled = by("apply").disabled = fixed;
   if (wanted === undefined && !fixed) by("cloud-share").value = Math.round(100 * routing.cloud_share);
@@ -231,6 +234,7 @@ async function showShare(wanted) {
 }
 
 by("cloud-share").addEventListener("input", () => {
+  by("applied").textContent = "";
   by("cloud-share-value").textContent = percent.format(by("cloud-share").value / 100);
 });
 by("cloud-share").addEventListener("change", () => attempt(() => showShare(Number(by("cloud-share").value))));
@@ -239,7 +243,7 @@ by("sharing").addEventListener("submit", (event) => {
   attempt(async () => {
     await call("PUT", "/upcall/routing", { cloud_share: by("cloud-share").value / 100 });
     await showShare();
-    by("expected").textContent += ` ${text.applied}`;
+    by("applied").textContent = text.applied;
   });
 });
 

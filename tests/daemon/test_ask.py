@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.harness import UPCALL, Daemon, cli, user_environment
+from tests.daemon.harness import UPCALL, Daemon, cli, user_environment, wait_until
 
 
 @pytest.fixture
@@ -69,19 +69,22 @@ def test_nothing_of_a_conversation_is_kept_where_there_is_no_memory_for_it(user:
 
 
 def test_ctrl_c_ends_the_question_and_frees_the_slot(user: Mapping[str, str], upcall: Daemon) -> None:
+    def running() -> int:
+        return int(upcall.call("GET", "/healthz")["local"]["running"])
+
+    # A prompt that takes seconds to read, so that the question is under way when it is broken off.
     asking = subprocess.Popen(
-        [UPCALL, "ask", "--local", "Count from one to two thousand in words."],
-        env=user, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert asking.stdout is not None
-    assert asking.stdout.read(1)
+        [UPCALL, "ask", "--local", "word " * 6000], env=user, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: running() == 1)
     asking.send_signal(signal.SIGINT)
-    _, errors = asking.communicate(timeout=30)
+    answer, errors = asking.communicate(timeout=30)
 
     assert asking.returncode == 130
+    assert not answer
     assert "Traceback" not in errors
+    wait_until(lambda: running() == 0)
     assert cli(user, "ask", "Say hello.").returncode == 0
-    assert upcall.process.poll() is None
 
 
 def test_an_answer_cannot_steer_the_terminal(user: Mapping[str, str], tmp_path: Path) -> None:

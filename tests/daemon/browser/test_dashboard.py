@@ -128,7 +128,7 @@ def test_the_slider_sets_how_much_may_go_up_until_the_settings_say_otherwise(
 
     _until(page, lambda: daemon.call("GET", "/upcall/routing")["cloud_share"] == 0.5)
     assert daemon.call("GET", "/upcall/routing")["threshold"] < before["threshold"]
-    _until(page, lambda: "Applied." in _text(page, "#expected"))
+    _until(page, lambda: _text(page, "#applied") == "Applied.")
     _assert_quiet(page, daemon)
 
 

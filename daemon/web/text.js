@@ -15,7 +15,7 @@ const english = {
   cloudModel: "Cloud", kernel: "Kernel holds", memory: "Memory", queue: "Waiting", wire: "Listening",
   decisions: "Decisions, as they happen", noText: "What was asked and answered is not kept, so it is not shown.",
   time: "Time", route: "Route", reason: "Reason", score: "Score", tokens: "Tokens", took: "Took", cost: "Cost",
-  verdict: "Was it right?", right: "Yes", wrong: "No", noneYet: "No request yet.", why: "Why?",
+  verdict: "Right choice?", right: "Yes", wrong: "No", noneYet: "No request yet.", why: "Why?",
   footer: "upcall answers on this machine, and calls up only when it must.", healthy: "well", degraded: "not all is well",
   unreachable: "no answer from upcall", lost: "The connection to upcall is lost; trying again.",
   expected: (share, count) => `By your last ${count} scored prompts, about ${share} would go up.`,

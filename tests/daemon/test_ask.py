@@ -74,8 +74,11 @@ def test_ctrl_c_ends_the_question_and_frees_the_slot(user: Mapping[str, str], up
 
     # A prompt that takes seconds to read, so that the question is under way when it is broken off.
     asking = subprocess.Popen(
-        [UPCALL, "ask", "--local", "word " * 6000], env=user, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [UPCALL, "ask", "--local", "word " * 6000],
+        env=user, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # What a shell starts in the background ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     wait_until(lambda: running() == 1)
     asking.send_signal(signal.SIGINT)
     answer, errors = asking.communicate(timeout=30)

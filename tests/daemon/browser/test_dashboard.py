@@ -132,6 +132,22 @@ def test_the_slider_sets_how_much_may_go_up_until_the_settings_say_otherwise(
     _assert_quiet(page, daemon)
 
 
+def test_a_verdict_on_a_decision_is_kept(upcall: Daemon, open_page: Open) -> None:
+    asked = client(upcall).chat.completions.with_raw_response.create(
+        model="auto", messages=[{"role": "user", "content": "Hi"}], max_tokens=4
+    )
+    id = asked.headers["x-upcall-request-id"]
+    page = open_page(upcall)
+    wrong = f"#decisions tr[data-id='{id}'] td.verdict button:last-child"
+    _until(page, lambda: page.find_elements(By.CSS_SELECTOR, wrong))
+
+    page.find_element(By.CSS_SELECTOR, wrong).click()
+
+    _until(page, lambda: upcall.call("GET", f"/upcall/decisions/{id}")["verdict"] == "wrong")
+    _until(page, lambda: page.find_element(By.CSS_SELECTOR, wrong).get_attribute("aria-pressed") == "true")
+    _assert_quiet(page, upcall)
+
+
 def test_it_comes_in_brazilian_portuguese(upcall: Daemon, open_page: Open) -> None:
     page = open_page(upcall, "pt-BR")
 

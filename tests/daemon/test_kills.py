@@ -1,6 +1,5 @@
 """The local worker killed over and over, at every stage of an answer."""
 
-import os
 import sys
 import threading
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from tests.daemon.harness import client, running_daemon, wait_until
 
-KILLS = int(os.environ.get("UPCALL_TEST_KILLS", "20"))
+KILLS = 50
 ALWAYS_WELL_AGAIN = (
     "import sys, daemon.children as c, daemon.cli; c.STEADY_SECONDS = 0; sys.argv.pop(0); daemon.cli.main()"
 )
@@ -21,7 +20,7 @@ LONG = "The quick brown fox jumps over the lazy dog near the river. " * 300
 
 
 @pytest.mark.timeout(1800)
-def test_kills_in_prefill_and_in_decode_cost_one_answer_each(tmp_path: Path, models_ready: Path) -> None:
+def test_fifty_kills_in_prefill_and_in_decode_cost_one_answer_each(tmp_path: Path, models_ready: Path) -> None:
     with running_daemon(tmp_path, models_ready, {}, wrapper=[sys.executable, "-c", ALWAYS_WELL_AGAIN]) as daemon:
         gateway, asking = daemon.children("daemon.gateway"), client(daemon)
         for number in range(KILLS):

@@ -2,7 +2,9 @@
 
 import base64
 import math
+from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +63,22 @@ class Distribution:
     @cached_property
     def _log_total(self) -> float:
         return float(self._row[self.argmax]) + math.log(self._powers[1])
+
+
+def logprob_entry(
+    distribution: Distribution, token: int, alternatives: int, piece: Callable[[int], bytes]
+) -> dict[str, Any]:
+    """OpenAI's `logprobs.content` entry of a token; `piece` gives a token's bytes."""
+
+    def entry(token: int) -> dict[str, Any]:
+        text = piece(token)
+        return {
+            "token": text.decode("utf-8", "replace"),
+            "logprob": distribution.logprob(token),
+            "bytes": list(text),
+        }
+
+    return {**entry(token), "top_logprobs": [entry(other) for other in distribution.top(alternatives)]}
 
 
 def packed(state: NDArray[np.float32]) -> str:

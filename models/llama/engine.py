@@ -1,25 +1,25 @@
 """The decode loop: many answers at once, one step of llama.cpp after the other, in a thread of its own."""
 
-import asyncio
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.interface import Confidence, Failure, FailureCode, Hidden, Progress, TextDelta
 from models.llama.context import Context, Model
-from models.llama.distribution import Distribution, packed
+from models.llama.disk import DiskStates
+from models.llama.distribution import Distribution, logprob_entry, packed
 from models.llama.errors import RefusedError
 from models.llama.sampler import Candidates, NoTokenLeftError
 from models.llama.settings import LlamaSettings
 from models.llama.slots import Slot, SlotPool
-from models.llama.task import Ended, Outbox, Output, Task
+from models.llama.task import Ended, Mail, Output, Task
 from models.llama.text import Piece, TextStream
 
 _log = logging.getLogger(__name__)
@@ -34,6 +34,10 @@ _LONGEST_STEP = 4.0
 """Seconds that a newcomer may have to wait for a step that only reads prompts, where larger ones hardly read faster."""
 
 
+_REST = 2.0
+"""Seconds without a request before conversations are written to disk: one that is being had changes all the time."""
+
+
 class EngineEndedError(Exception):
     """The engine takes no more tasks: it was stopped, or has been idle for too long."""
 
@@ -41,7 +45,15 @@ class EngineEndedError(Exception):
 class Engine:
     """Answers tasks over one context until stopped. `run` belongs in a thread of its own, the rest in any."""
 
-    def __init__(self, model: Model, context: Context, settings: LlamaSettings, *, context_length: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        context: Context,
+        settings: LlamaSettings,
+        *,
+        context_length: int,
+        disk: DiskStates | None = None,
+    ) -> None:
         self._vocabulary = model.vocabulary
         self._context = context
         self._settings = settings
@@ -52,6 +64,7 @@ class Engine:
             saved_bytes=settings.saved_bytes,
             idle_bytes=int(model.size * _IDLE_SHARE),
             rewinds=model.rewinds,
+            disk=disk,
         )
         self._candidates = Candidates(model.vocabulary.size)
         self._scratch = np.empty(model.vocabulary.size, np.float32)
@@ -60,7 +73,7 @@ class Engine:
         self._ended = False
         self._answers: list[_Answer] = []
         self._computing_prompts: frozenset[Task] = frozenset()
-        self._mail: list[tuple[Outbox, Output]] = []
+        self._mail = Mail()
         self._prompt_rate = 0.0
         self._seconds_per_task = 0.0
 
@@ -108,7 +121,7 @@ class Engine:
             while self._wait_for_work():
                 self._admit()
                 self._step()
-                self._post()
+                self._mail.post()
         finally:
             with self._wake:
                 self._ended = True
@@ -116,12 +129,20 @@ class Engine:
                 self._waiting.clear()
             for task in unanswered:
                 self._tell(task, Failure(FailureCode.UNAVAILABLE, "The local model is being shut down."))
-            self._post()
+            self._mail.post()
+        while self._pool.keep_next():
+            pass
 
     def _wait_for_work(self) -> bool:
+        def work() -> bool:
+            return bool(self._ended or self._waiting or self._answers)
+
         with self._wake:
-            idle = self._settings.idle_unload or None
-            if not self._wake.wait_for(lambda: self._ended or self._waiting or self._answers, timeout=idle):
+            resting = self._pool.keeps and not self._wake.wait_for(work, timeout=_REST)
+        while resting and not work() and self._pool.keep_next():
+            pass
+        with self._wake:
+            if not self._wake.wait_for(work, timeout=self._settings.idle_unload or None):
                 self._ended = True
             return not self._ended
 
@@ -245,7 +266,9 @@ class Engine:
         answer.generated += 1
         if self._vocabulary.ends_answer(token):
             return self._end(answer, "stop")
-        entry = None if task.logprobs is None else self._logprob_entry(distribution, token, task.logprobs)
+        entry = None
+        if task.logprobs is not None:
+            entry = logprob_entry(distribution, token, task.logprobs, self._vocabulary.piece)
         self._say(answer, answer.text.push(self._vocabulary.piece(token), entry))
         if answer.text.stopped:
             return self._end(answer, "stop")
@@ -253,19 +276,6 @@ class Engine:
             return self._end(answer, "length")
         answer.pending = np.array([token], np.int32)
         return None
-
-    def _logprob_entry(self, distribution: Distribution, token: int, alternatives: int) -> dict[str, Any]:
-        """OpenAI's `logprobs.content` entry of a token."""
-
-        def entry(token: int) -> dict[str, Any]:
-            piece = self._vocabulary.piece(token)
-            return {
-                "token": piece.decode("utf-8", "replace"),
-                "logprob": distribution.logprob(token),
-                "bytes": list(piece),
-            }
-
-        return {**entry(token), "top_logprobs": [entry(other) for other in distribution.top(alternatives)]}
 
     def _say(self, answer: "_Answer", piece: Piece) -> None:
         if piece.text or piece.logprobs:
@@ -291,19 +301,7 @@ class Engine:
 
     def _tell(self, task: Task, output: Output) -> None:
         if not task.cancelled:
-            self._mail.append((task.outbox, output))
-
-    def _post(self) -> None:
-        """Hand over what this step had to say: one wake-up for each event loop, not one for each token."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Callable[[Output], None], Output]]] = {}
-        for outbox, output in self._mail:
-            by_loop.setdefault(outbox.loop, []).append((outbox.put, output))
-        self._mail.clear()
-        for loop, items in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_deliver, items)
-            except RuntimeError:  # its loop is closed: nobody waits any more
-                _log.debug("an event loop closed before its answers came")
+            self._mail.put(task.outbox, output)
 
 
 @dataclass(eq=False, slots=True)
@@ -327,8 +325,3 @@ class _Answer:
     @property
     def in_prompt(self) -> bool:
         return self.generated == 0 or len(self.pending) > 1
-
-
-def _deliver(items: Sequence[tuple[Callable[[Output], None], Output]]) -> None:
-    for put, output in items:
-        put(output)

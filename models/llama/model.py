@@ -9,7 +9,8 @@ import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from models.interface import (
@@ -25,6 +26,7 @@ from models.interface import (
     Usage,
 )
 from models.llama.context import Context, Model
+from models.llama.disk import DiskStates, engine_key
 from models.llama.engine import Engine, EngineEndedError
 from models.llama.errors import LoadError, RefusedError
 from models.llama.fit import fit
@@ -59,6 +61,7 @@ class LlamaModel:
         self._closed = False
         self._loaded: _Loaded | None = None
         self._hashing: asyncio.Task[str] | None = None
+        self._kept: DiskStates | None = None
         self._thread = threading.Thread(target=self._serve, name=f"llama {settings.name}", daemon=True)
         self._thread.start()
 
@@ -151,6 +154,12 @@ class LlamaModel:
                 running=running,
                 waiting=waiting,
             )
+
+    def keep_nothing(self) -> None:
+        """From now on nothing of a conversation is written to disk or read from there."""
+        self._settings = replace(self._settings, disk_folder="")
+        if self._kept is not None:
+            self._kept.closed = True
 
     async def close(self) -> None:
         """See `ChatModel.close`."""
@@ -261,9 +270,17 @@ class LlamaModel:
                 raise LoadError(f"{settings.path}: {error}") from error
             context = Context(model, settings)
             undo.callback(context.close)
-            engine = Engine(model, context, settings, context_length=settings.context_length)
+            engine = Engine(model, context, settings, context_length=settings.context_length, disk=self._disk(settings))
             undo.pop_all()
         return _Loaded(model, context, renderer, engine, settings.context_length)
+
+    def _disk(self, settings: LlamaSettings) -> DiskStates | None:
+        if not settings.disk_folder:
+            return None
+        self._kept = DiskStates(Path(settings.disk_folder), settings.disk_bytes, engine_key(settings))
+        if not self._settings.disk_folder:  # another thread called `keep_nothing` meanwhile
+            self._kept.closed = True
+        return self._kept
 
     def _on_progress(self, fraction: float) -> bool:
         self._fraction = fraction

@@ -13,9 +13,11 @@ from typing import Any
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+from llama_cpp import __version__
 from llama_cpp import llama_cpp as _bindings
 
 lib: Any = _bindings
+version: str = __version__
 
 _log = logging.getLogger(__name__)
 _captures = threading.local()

@@ -12,7 +12,7 @@ from models.llama.schema import Grammar
 from models.llama.settings import LlamaSettings
 from models.llama.task import Outbox, Task
 from models.llama.template import Renderer
-from models.llama.tools import OPEN, calls_rule, tool_name
+from models.llama.tools import OPEN, CallForm, bare_opening, calls_rule, tool_name
 from models.llama.vocabulary import Vocabulary
 
 _MOST_CHOICES = 16
@@ -30,7 +30,7 @@ def prepare(
 ) -> list[Task]:
     """One task for each choice. Raises `RefusedError` for a request that cannot be answered as it stands."""
     _check(request)
-    grammar, trigger = _constraint(request)
+    constraint = _constraint(request, renderer.calls)
     prompt = renderer.prompt(request.messages, offered_tools(request))
     max_tokens = _answer_length(request, len(prompt), settings, context_length)
     seed = request.seed if request.seed is not None else random.getrandbits(31)
@@ -39,7 +39,7 @@ def prepare(
         samplers = [
             # llama.cpp takes 32 bits of seed, and the greatest number for "any".
             Sampler(
-                replace(sampling, seed=(seed + choice) % 0xFFFFFFFF, grammar=grammar, grammar_trigger=trigger),
+                replace(sampling, seed=(seed + choice) % 0xFFFFFFFF, **constraint),
                 vocabulary,
             )
             for choice in range(request.n)
@@ -66,14 +66,14 @@ def offered_tools(request: ChatRequest) -> Sequence[Mapping[str, Any]]:
     return () if request.tool_choice == "none" else request.tools
 
 
-def _constraint(request: ChatRequest) -> tuple[str | None, str | None]:
-    """The grammar that the answer must follow, and the text after which it must; None: from the start, or never."""
+def _constraint(request: ChatRequest, form: CallForm) -> dict[str, Any]:
+    """What of a `Sampling` says which grammar the answer must follow, and from where on."""
     grammar = Grammar()
     try:
         value = _format_rule(grammar, request.response_format or {"type": "text"})
         tools = offered_tools(request)
         if not tools:
-            return (None if value is None else grammar.text(value)), None
+            return {} if value is None else {"grammar": grammar.text(value)}
         choice = request.tool_choice or "auto"
         if isinstance(choice, Mapping):
             name = tool_name(choice)
@@ -85,9 +85,12 @@ def _constraint(request: ChatRequest) -> tuple[str | None, str | None]:
         free = choice == "auto" and value is None
         # Small models that must call, and may do so again, never stop.
         parallel = choice == "auto" and request.extra.get("parallel_tool_calls") is not False
-        calls = calls_rule(grammar, tools, parallel=parallel, opened=free)
-        either = choice == "auto" and value is not None
-        return grammar.text(f"{calls} | {value}" if either else calls), OPEN if free else None
+        calls = calls_rule(grammar, tools, form, parallel=parallel, opened=free)
+        if not free:
+            return {"grammar": grammar.text(f"{calls} | {value}" if choice == "auto" else calls)}
+        if form is CallForm.BARE:
+            return {"grammar": grammar.text(calls), "grammar_opening": bare_opening(tools)}
+        return {"grammar": grammar.text(calls), "grammar_trigger": OPEN}
     except (ValueError, TypeError, AttributeError) as error:
         message = f"The response format or the tools cannot be followed: {error}."
         raise RefusedError(FailureCode.BAD_REQUEST, message) from error

@@ -1,6 +1,7 @@
 """Picks the next token: llama.cpp's sampler chains over one candidate buffer, no Python over the vocabulary."""
 
 import ctypes
+import re
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from models.llama.vocabulary import Vocabulary
 _REACH = 12.0
 """Nats below the likeliest token within which a few hundred others lie; those below count for nothing."""
 _MOST_AT_ONCE = 8192
+_LONGEST_OPENING = 256
+"""Bytes of an answer within which it has to show that it is one for the grammar."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,9 @@ class Sampling:
     grammar: str | None = None
     """GBNF that the answer must follow."""
     grammar_trigger: str | None = None
-    """Text after which the grammar holds; None: from the start."""
+    """Text after which the grammar holds."""
+    grammar_opening: str | None = None
+    """Regular expression: an answer that begins so is held to the grammar as a whole, and any other not at all."""
 
     @property
     def enough(self) -> int:
@@ -90,6 +95,8 @@ class Sampler:
             self._grammar = _grammar(sampling.grammar, vocabulary)
             weakref.finalize(self, lib.llama_sampler_free, self._grammar)
         self._trigger = sampling.grammar_trigger.encode() if sampling.grammar_trigger else None
+        self._opening = re.compile(sampling.grammar_opening) if sampling.grammar_opening else None
+        self._begun: list[int] = []
         self._tail = b""
         self._vocabulary = vocabulary
         self._chain: Any = None
@@ -113,13 +120,12 @@ class Sampler:
         else:
             candidates.fill(row)
         token = self._pick(candidates)
+        if self._opening is not None:
+            self._watch_opening(token, self._opening, candidates)
         if self._trigger is not None:
             self._watch(token, self._trigger)
-        elif self._grammar is not None:
-            # Asking the grammar about one token takes microseconds, about all of them tens of milliseconds.
-            candidates.only(token)
-            lib.llama_sampler_apply(self._grammar, ctypes.byref(candidates.array))
-            if candidates.logits[0] < 0:
+        elif self._grammar is not None and self._opening is None:
+            if not self._allows(token, candidates):
                 candidates.fill(row)
                 lib.llama_sampler_apply(self._grammar, ctypes.byref(candidates.array))
                 if not np.isfinite(candidates.logits.max()):  # llama.cpp aborts the process on an empty choice
@@ -139,6 +145,28 @@ class Sampler:
             self._tail = after  # the grammar cannot be told of half a token, so this occurrence stays without it
         else:
             self._trigger = None
+
+    def _watch_opening(self, token: int, opening: re.Pattern[str], candidates: Candidates) -> None:
+        """Put the grammar in force, before `token`, where the answer has begun as `opening` says."""
+        self._tail += self._vocabulary.piece(token)
+        text = self._tail.decode("utf-8", "ignore")
+        if opening.match(text):
+            self._opening = None
+            for earlier in self._begun:
+                if not self._allows(earlier, candidates):
+                    self._grammar = None  # its blanks, say: llama.cpp would end the process if told of such a token
+                    return
+                lib.llama_sampler_accept(self._grammar, earlier)
+        elif text.lstrip()[:1] not in ("", "{") or len(text) > _LONGEST_OPENING:
+            self._opening = self._grammar = None
+        elif text.strip():  # neither blanks before it nor a control token, Llama 3.1's <|python_tag|>, are part of it
+            self._begun.append(token)
+
+    def _allows(self, token: int, candidates: Candidates) -> bool:
+        """Asking the grammar about one token takes microseconds, about all of them tens of milliseconds."""
+        candidates.only(token)
+        lib.llama_sampler_apply(self._grammar, ctypes.byref(candidates.array))
+        return bool(candidates.logits[0] >= 0)
 
     def _pick(self, candidates: Candidates) -> int:
         lib.llama_sampler_apply(self._chain, ctypes.byref(candidates.array))

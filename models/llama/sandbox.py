@@ -1,5 +1,6 @@
 """Runs the chat template inside a GGUF file: a program by a stranger, held to a time and a size."""
 
+import contextlib
 import functools
 import json
 import math
@@ -16,6 +17,7 @@ from jinja2.visitor import NodeTransformer
 
 from models.interface import FailureCode, Message
 from models.llama.errors import RefusedError
+from models.llama.tools import CallForm
 
 _SECONDS = 2.0
 _SOURCE_LIMIT = 64 * 1024
@@ -29,6 +31,8 @@ _PADDING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "format
 
 class SandboxedTemplate:
     """A Jinja template that sees nothing but the conversation. Raises `ValueError` at once where it does not parse."""
+
+    calls = CallForm.TAGGED
 
     def __init__(self, source: str, *, bos: str, eos: str) -> None:
         if len(source) > _SOURCE_LIMIT:
@@ -44,7 +48,7 @@ class SandboxedTemplate:
         limit = _GROWTH_LIMIT + 4 * sum(len(str(part)) for part in (*messages, *tools))
         pieces: list[str] = []
         stream = self._template.generate(
-            messages=messages,
+            messages=[_with_parsed_arguments(message) for message in messages],
             tools=tools or None,
             add_generation_prompt=True,
             bos_token=self._bos,
@@ -117,6 +121,19 @@ class _ConcatAsJoin(NodeTransformer):
         self.generic_visit(node)
         items = nodes.List(node.nodes, lineno=node.lineno)
         return nodes.Filter(items, "join", [], [], None, None, lineno=node.lineno)
+
+
+def _with_parsed_arguments(message: Message) -> Message:
+    """Templates are written for arguments that are objects; clients send them as JSON."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = dict(call["function"])
+        with contextlib.suppress(ValueError, TypeError):
+            function["arguments"] = json.loads(function.get("arguments") or "{}")
+        calls.append({**call, "function": function})
+    return {**message, "tool_calls": calls}
 
 
 def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -39,6 +39,10 @@ class LlamaSettings:
     """Free the model after so long without a request; 0: never."""
     saved_bytes: int = 256 * 1024 * 1024
     """Memory for the keys and values of conversations that lost their slot."""
+    disk_folder: str = ""
+    """Where conversations are kept across restarts, which holds their content; empty: nowhere."""
+    disk_bytes: int = 512 * 1024 * 1024
+    """Disk space for them."""
     confidence_tokens: int = 32
     """How many tokens from the start of an answer come with a `Confidence` event."""
     hidden_state: bool = False

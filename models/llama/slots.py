@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.llama.context import Context
-
-Tokens = NDArray[np.int32]
+from models.llama.disk import DiskStates, Tokens
 
 _WORTH_WAITING = 32
 """Tokens that another way to a prefix must save before its cost (a restored state, waiting for another prompt) pays."""
@@ -46,17 +46,26 @@ class SlotPool:
     All slots share the context's cells. A request is admitted only when the cells for its longest possible answer are
     there, so none has to be thrown out half way. Idle slots keep what they hold until a request needs their place or
     they hold more than `idle_bytes` together: each step reads them, too. Then it moves to memory outside the context,
-    up to `saved_bytes`, least recently used first out.
+    up to `saved_bytes`, least recently used first out. With `disk` both are written there when `keep_next` is called.
     """
 
     def __init__(
-        self, context: Context, count: int, capacity: int, *, saved_bytes: int, idle_bytes: int, rewinds: bool
+        self,
+        context: Context,
+        count: int,
+        capacity: int,
+        *,
+        saved_bytes: int,
+        idle_bytes: int,
+        rewinds: bool,
+        disk: DiskStates | None = None,
     ) -> None:
         self._context = context
         self._slots = [Slot(index, np.zeros(capacity, np.int32)) for index in range(count)]
         self._saved = _SavedStates(saved_bytes)
         self._idle_bytes = idle_bytes
         self._rewinds = rewinds
+        self._disk = disk if rewinds else None
         self._clock = 0
 
     def acquire(self, prompt: Tokens, reserve: int) -> Slot | None:
@@ -120,6 +129,32 @@ class SlotPool:
             self._cut(oldest, 0)
         return bool(holding)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether `keep_next` has anywhere to write to."""
+        return self._disk is not None and not self._disk.closed
+
+    def keep_next(self) -> bool:
+        """Write one more conversation to disk; False once all are there that can be.
+
+        Where somebody has deleted any of them, memory forgets all that no request is using.
+        """
+        if self._disk is None or self._disk.closed:
+            return False
+        if self._disk.were_deleted():
+            self._saved.forget()
+            for slot in self._slots:
+                if not slot.reserved:
+                    self._cut(slot, 0)
+        for tokens, data in self._saved.states():
+            if self._disk.add(tokens, data.nbytes, lambda data=data: data):  # type: ignore[misc]
+                return True
+        return any(
+            slot.length > _WORTH_WAITING
+            and self._disk.add(slot.held, self._context.state_size(slot.index), partial(self._context.save, slot.index))
+            for slot in sorted(self._slots, key=lambda slot: slot.used)
+        )
+
     def forget(self) -> None:
         """Nothing in the context is valid any more."""
         self._context.forget()
@@ -160,14 +195,24 @@ class SlotPool:
 
     def _restore_better(self, slot: Slot) -> None:
         """Replace what the slot took over by a saved state that begins more of its prompt."""
-        state = self._saved.best(lambda tokens: self._common(slot.prompt, tokens))
-        reusable = self._common(slot.prompt, state.tokens) if state else 0
-        if state is None or reusable < slot.length + _WORTH_WAITING:
-            return
+
+        def common(tokens: Tokens) -> int:
+            return self._common(slot.prompt, tokens) if len(tokens) <= len(slot.tokens) else 0
+
+        state = self._saved.best(common)
+        if state is not None and common(state.tokens) >= slot.length + _WORTH_WAITING:
+            self._restore(slot, state.tokens, state.data, common(state.tokens))
+        kept = self._disk.best(common) if self._disk else None
+        if self._disk and kept is not None and common(kept.tokens) >= slot.length + _WORTH_WAITING:
+            data = self._disk.load(kept)
+            if data is not None:
+                self._restore(slot, kept.tokens, data, common(kept.tokens))
+
+    def _restore(self, slot: Slot, tokens: Tokens, data: NDArray[np.uint8], reusable: int) -> None:
         self._cut(slot, 0)
-        if self._context.restore(slot.index, state.data):
-            slot.length = len(state.tokens)
-            slot.tokens[: slot.length] = state.tokens
+        if self._context.restore(slot.index, data):
+            slot.length = len(tokens)
+            slot.tokens[: slot.length] = tokens
             self._cut(slot, reusable)
         else:
             self._cut(slot, 0)
@@ -215,6 +260,13 @@ class _SavedStates:
             self._states.pop(0)
         self._states.append(_State(tokens.copy(), context.save(slot.index)))
         return True
+
+    def states(self) -> list[tuple[Tokens, NDArray[np.uint8]]]:
+        """All of them, the longest unused first."""
+        return [(state.tokens, state.data) for state in self._states]
+
+    def forget(self) -> None:
+        self._states.clear()
 
     def best(self, common: Callable[[Tokens], int]) -> _State | None:
         """The state of the greatest `common`, which becomes the last to go."""

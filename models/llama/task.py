@@ -1,6 +1,7 @@
 """What the engine is given to do, and the way back for what comes of it."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from models.interface import Confidence, Failure, Hidden, Progress, TextDelta
 from models.llama.sampler import Candidates
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,32 @@ class Outbox:
         self._queue: asyncio.Queue[Output] = asyncio.Queue()
         self.get = self._queue.get
         self.put = self._queue.put_nowait
+
+
+class Mail:
+    """What a step has to say, handed over with one wake-up for each event loop and not one for each token."""
+
+    def __init__(self) -> None:
+        self._items: list[tuple[Outbox, Output]] = []
+
+    def put(self, outbox: Outbox, output: Output) -> None:
+        self._items.append((outbox, output))
+
+    def post(self) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Outbox, Output]]] = {}
+        for outbox, output in self._items:
+            by_loop.setdefault(outbox.loop, []).append((outbox, output))
+        self._items.clear()
+        for loop, items in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_deliver, items)
+            except RuntimeError:  # its loop is closed: nobody waits any more
+                _log.debug("an event loop closed before its answers came")
+
+
+def _deliver(items: Sequence[tuple[Outbox, Output]]) -> None:
+    for outbox, output in items:
+        outbox.put(output)
 
 
 class Picks(Protocol):

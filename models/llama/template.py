@@ -1,5 +1,6 @@
 """Chat messages to one prompt, in the form that a model was trained on."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, Protocol
 from models.interface import FailureCode, Message
 from models.llama.errors import RefusedError
 from models.llama.sandbox import SandboxedTemplate
+from models.llama.tools import CallForm
 from models.llama.vocabulary import Vocabulary, control_pattern
 
 # A private-use character around the number of a text set aside; where it occurs in a request it is set aside itself.
@@ -20,6 +22,11 @@ _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 class Template(Protocol):
     """Renders checked messages, whose contents are plain strings, with the opening of the answer at the end."""
 
+    @property
+    def calls(self) -> CallForm:
+        """How the model writes tool calls."""
+        ...
+
     def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str: ...
 
 
@@ -28,6 +35,7 @@ class ChatML:
     """`<|im_start|>` turns: Qwen, SmolLM2 and many others."""
 
     default_system: str = ""
+    calls: CallForm = CallForm.TAGGED
 
     def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
         turns = _turns(messages, tools, self.default_system)
@@ -36,21 +44,47 @@ class ChatML:
 
 @dataclass(frozen=True, slots=True)
 class Llama3:
-    """Header-and-eot turns of Llama 3 and its successors."""
+    """Header-and-eot turns of Llama 3."""
+
+    calls: CallForm = CallForm.TAGGED
 
     def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
-        turns = [*_turns(messages, tools, ""), ("assistant", None)]
-        parts = ["<|begin_of_text|>"]
-        for role, text in turns:
-            parts.append(f"<|start_header_id|>{role}<|end_header_id|>\n\n")
-            if text is not None:
-                parts.append(f"{text.strip()}<|eot_id|>")
-        return "".join(parts)
+        return _headed([(role, text.strip()) for role, text in _turns(messages, tools, "")])
+
+
+@dataclass(frozen=True, slots=True)
+class Llama31:
+    """Llama 3.1 to 3.3: tools in the first turn of the user, one call in a turn, results in turns of `ipython`."""
+
+    calls: CallForm = CallForm.BARE
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+        system = ""
+        if messages and messages[0]["role"] in ("system", "developer"):
+            system, messages = messages[0]["content"].strip(), messages[1:]
+        environment = "Environment: ipython\n" if tools else ""
+        turns = [("system", f"{environment}{_LLAMA31_DATES}{system}")]
+        for message in _one_call_each(messages):
+            role: str = message["role"]
+            text = message["content"].strip()
+            calls = message.get("tool_calls") or ()
+            if text or not calls:
+                text = json.dumps(message["content"], ensure_ascii=False) if role == "tool" else text
+                turns.append((_LLAMA31_ROLES.get(role, role), text))
+            turns += [("assistant", _bare_call_text(call["function"])) for call in calls]
+        if tools:
+            at = next((at for at, (role, _) in enumerate(turns) if role == "user"), len(turns))
+            signatures = "".join(json.dumps(tool, ensure_ascii=False, indent=4) + "\n\n" for tool in tools)
+            asked = turns.pop(at)[1] if at < len(turns) else ""
+            turns.insert(at, ("user", f"{_LLAMA31_TOOLS}{signatures}{asked}"))
+        return _headed(turns)
 
 
 @dataclass(frozen=True, slots=True)
 class Gemma:
     """Gemma's two-party turns; what the system says opens the first turn of the user."""
+
+    calls: CallForm = CallForm.TAGGED
 
     def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
         parts, system = ["<bos>"], ""
@@ -70,13 +104,18 @@ def choose_template(metadata: Mapping[str, str], vocabulary: Vocabulary, *, trus
     Raises `ValueError`, with one line for people, where there is neither.
     """
     names = " ".join(metadata.get(key, "") for key in ("general.basename", "general.name")).lower()
-    if "<|start_header_id|>" in vocabulary.control_texts:
-        return Llama3()
-    if "<|im_start|>" in vocabulary.control_texts:
-        return ChatML(next((system for name, system in _DEFAULT_SYSTEMS.items() if name in names), ""))
-    if "<start_of_turn>" in vocabulary.control_texts:
-        return Gemma()
     source = metadata.get("tokenizer.chat_template")
+
+    def speaks(token: str) -> bool:
+        # Models trained further in another form keep the tokens of the first; what the file's template writes tells.
+        return token in vocabulary.control_texts and (not source or token in source)
+
+    if speaks("<|start_header_id|>"):
+        return Llama31() if "<|python_tag|>" in vocabulary.control_texts else Llama3()
+    if speaks("<|im_start|>"):
+        return ChatML(next((system for name, system in _DEFAULT_SYSTEMS.items() if name in names), ""))
+    if speaks("<start_of_turn>"):
+        return Gemma()
     if source is None:
         raise ValueError("the model has no chat template that upcall knows; choose an instruction-tuned chat model")
     if not trusted:
@@ -95,6 +134,7 @@ class Renderer:
     """
 
     def __init__(self, template: Template, vocabulary: Vocabulary, *, context_length: int) -> None:
+        self.calls = template.calls
         self._template = template
         self._context_length = context_length
         self._vocabulary = vocabulary
@@ -150,6 +190,11 @@ def _plain(message: Message) -> dict[str, Any]:
     return {**message, "content": "\n".join(texts)}
 
 
+def _headed(turns: Sequence[tuple[str, str]]) -> str:
+    said = (f"<|start_header_id|>{role}<|end_header_id|>\n\n{text}<|eot_id|>" for role, text in turns)
+    return "".join(["<|begin_of_text|>", *said, "<|start_header_id|>assistant<|end_header_id|>\n\n"])
+
+
 def _turns(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], default_system: str
 ) -> list[tuple[str, str]]:
@@ -191,11 +236,45 @@ def _call_text(function: Mapping[str, Any]) -> str:
     return f'<tool_call>\n{{"name": {name}, "arguments": {function.get("arguments") or "{}"}}}\n</tool_call>'
 
 
+def _bare_call_text(function: Mapping[str, Any]) -> str:
+    arguments = function.get("arguments") or "{}"
+    with contextlib.suppress(ValueError):
+        arguments = json.dumps(json.loads(arguments), ensure_ascii=False)
+    return f'{{"name": {json.dumps(function.get("name"), ensure_ascii=False)}, "parameters": {arguments}}}'
+
+
+def _one_call_each(messages: Sequence[Message]) -> list[Message]:
+    """Calls that were made at once, one after the other, each with its result behind it."""
+    rest, apart = list(messages), list[Message]()
+    while rest:
+        message = rest.pop(0)
+        calls = message.get("tool_calls") or ()
+        apart.append({**message, "tool_calls": calls[:1]})
+        results = []
+        while len(calls) > 1 and rest and rest[0]["role"] == "tool":
+            results.append(rest.pop(0))
+        for number, call in enumerate(calls):
+            if number:
+                apart.append({"role": "assistant", "content": "", "tool_calls": [call]})
+            apart += [result for result in results if result.get("tool_call_id") == call.get("id")]
+        known = {call.get("id") for call in calls}
+        apart += [result for result in results if result.get("tool_call_id") not in known]
+    return apart
+
+
 def _keep(aside: list[str], text: str) -> int:
     aside.append(text)
     return len(aside) - 1
 
 
+_LLAMA31_ROLES = {"developer": "system", "tool": "ipython"}
+# As in the maker's template, which writes this date into every prompt unless it is told another.
+_LLAMA31_DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+_LLAMA31_TOOLS = (
+    "Given the following functions, please respond with a JSON for a function call with its proper arguments that best "
+    'answers the given prompt.\n\nRespond in the format {"name": function name, "parameters": dictionary of argument '
+    "name and its value}.Do not use variables.\n\n"
+)
 # What the models' makers put where the conversation has no system message.
 _DEFAULT_SYSTEMS = {
     "smollm": "You are a helpful AI assistant named SmolLM, trained by Hugging Face",

@@ -1,12 +1,10 @@
-"""Tool calls in the form of Hermes and Qwen: what the model must write, and reading it back as it comes.
-
-`<tool_call>` `{"name": …, "arguments": …}` `</tool_call>`; models never trained on it are led by the grammar alone.
-"""
+"""Tool calls: what the model must write, and reading it back as it comes."""
 
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 from models.interface import TextDelta, ToolCallDelta
@@ -17,19 +15,41 @@ CALL_ID_PREFIX = "call_local_"
 OPEN = "<tool_call>"
 _CLOSE = "</tool_call>"
 _MOST_CALLS = 8
-_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*')
+_START = r'\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*'
+_HEAD = re.compile(_START + r'"((?:[^"\\]|\\.)*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*')
 _LONGEST_HEAD = 200
 
 
-def calls_rule(grammar: Grammar, tools: Sequence[Mapping[str, Any]], *, parallel: bool, opened: bool) -> str:
-    """An expression for one or more calls of `tools`; `opened` leaves out the first call's `OPEN`.
+class CallForm(Enum):
+    """How a model writes calls."""
+
+    TAGGED = auto()
+    """Hermes' and Qwen's: `<tool_call>` `{"name": …, "arguments": …}` `</tool_call>`, one after the other. Models that
+    were trained on no form at all are led to it by the grammar."""
+    BARE = auto()
+    """Llama 3.1's: `{"name": …, "parameters": …}` as the whole answer, a single call."""
+
+
+def calls_rule(
+    grammar: Grammar, tools: Sequence[Mapping[str, Any]], form: CallForm, *, parallel: bool, opened: bool
+) -> str:
+    """An expression for one or more calls of `tools`; `opened` leaves out the first call's `OPEN`, if it has one.
 
     Raises `ValueError` for tools that are not functions with a schema of their own.
     """
+    if form is CallForm.BARE:
+        kind = r'("\"type\"" ws ":" ws "\"function\"" ws "," ws)?'
+        calls = grammar.rule(" | ".join(_bare_rule(grammar, tool) for tool in tools))
+        return grammar.rule(rf'ws "{{" ws {kind} "\"name\"" ws ":" ws {calls} ws "}}"')
     call = grammar.rule(" | ".join(_call_rule(grammar, tool) for tool in tools))
     body = grammar.rule(f"ws {call} ws {literal(_CLOSE)}")
     more = f"(ws {literal(OPEN)} {body}){{0,{_MOST_CALLS - 1}}}" if parallel else ""
     return f"{body} {more}" if opened else f"{literal(OPEN)} {body} {more}"
+
+
+def bare_opening(tools: Sequence[Mapping[str, Any]]) -> str:
+    """A regular expression for how an answer begins that is a bare call of one of `tools`."""
+    return rf'{_START}"(?:{"|".join(re.escape(tool_name(tool)) for tool in tools)})"'
 
 
 def tool_name(tool: Mapping[str, Any]) -> str:
@@ -46,10 +66,18 @@ def tool_name(tool: Mapping[str, Any]) -> str:
 
 
 def _call_rule(grammar: Grammar, tool: Mapping[str, Any]) -> str:
-    name, parameters = tool_name(tool), tool["function"].get("parameters")
-    arguments = grammar.schema({"type": "object", **parameters} if parameters else {"type": "object"})
-    head = literal(f'{{"name": "{name}", "arguments": ')
-    return grammar.rule(f'{head} {arguments} "}}"')
+    head = literal(f'{{"name": "{tool_name(tool)}", "arguments": ')
+    return grammar.rule(f'{head} {_arguments_rule(grammar, tool)} "}}"')
+
+
+def _bare_rule(grammar: Grammar, tool: Mapping[str, Any]) -> str:
+    name = literal(f'"{tool_name(tool)}"')
+    return grammar.rule(rf'{name} ws "," ws "\"parameters\"" ws ":" ws {_arguments_rule(grammar, tool)}')
+
+
+def _arguments_rule(grammar: Grammar, tool: Mapping[str, Any]) -> str:
+    parameters = tool["function"].get("parameters")
+    return grammar.schema({"type": "object", **parameters} if parameters else {"type": "object"})
 
 
 @dataclass(slots=True)

@@ -41,7 +41,7 @@ def run(served: Daemon, require: Require, tmp_path: Path) -> Any:
     return run
 
 
-def test_the_ollama_client_finds_an_ollama_server(run: Any) -> None:
+def test_the_ollama_client_finds_an_ollama_server(run: Any, served: Daemon) -> None:
     got = run("ollama")
 
     assert got["whole"]
@@ -57,6 +57,11 @@ def test_the_ollama_client_finds_an_ollama_server(run: Any) -> None:
     assert got["running"] == ["local"]
     assert got["refusal"][0] == 403
     assert "upcall pull" in got["refusal"][1]
+    # What began here and would not do reads as any answer of the cloud's, whole and streamed.
+    assert got["escalated"] == got["direct"]
+    assert len(got["escalated"]) > 3
+    reasons = [row["reason"] for row in served.call("GET", "/upcall/decisions")["decisions"]]
+    assert reasons.count("low_confidence") >= 2
 
 
 def test_langchain_works_through_chat_responses_and_embeddings(run: Any) -> None:

@@ -40,6 +40,17 @@ schema = {
 }
 capital = client.chat("cloud", messages=[{"role": "user", "content": "the capital of Peru"}], format=schema)
 
+
+def heard(model: str) -> list[dict[str, object]]:
+    """An answer of `model`, whole and then in pieces, without what is each answer's own."""
+    asked = {"messages": [{"role": "user", "content": "Please say it in unicode, and in many languages."}]}
+    parts = [client.chat(model, **asked), *client.chat(model, **asked, stream=True)]
+    own = {"created_at", "total_duration", "load_duration", "prompt_eval_duration", "eval_duration"}
+    return [part.model_dump(exclude=own) for part in parts]
+
+
+direct, escalated = heard("cloud"), heard("router-mf-1")
+
 try:
     client.pull("llama3")
     refusal = None
@@ -62,6 +73,8 @@ print(
             "capabilities": client.show("local").capabilities,
             "running": [model.model for model in client.ps().models],
             "refusal": refusal,
+            "direct": direct,
+            "escalated": escalated,
         }
     )
 )

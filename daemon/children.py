@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import psutil
 from pydantic import TypeAdapter
 
-from daemon import resolve
+from daemon import kept, resolve
 from daemon.config import Settings
 from daemon.confine import Confinement
 from daemon.link import Message, WorkerDown, WorkerName, WorkerUp
@@ -26,9 +27,9 @@ log = logging.getLogger(__name__)
 STOP_SECONDS = 4.0
 """What a child gets between SIGTERM and SIGKILL."""
 RESTART_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-"""Pauses before restarts of a worker that keeps ending."""
+"""Pauses before restarts of a worker that keeps ending without an answer; one that gave any starts over."""
 STEADY_SECONDS = 60.0
-"""A worker that ran for so long is taken to be well again."""
+"""A worker that ran for so long is taken to be well again, too."""
 _KEPT = ("HOME", "PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "JOURNAL_STREAM")
 _KEPT_PREFIXES = ("LC_", "XDG_", "PYTHON", "OMP_", "GOMP_", "OPENBLAS_", "GGML_", "LLAMA_")
 _CONFINEMENT = TypeAdapter(Confinement)
@@ -85,6 +86,10 @@ class Children:
         if name == "cloud" or name not in self._workers:
             self._tasks.start(self._start_worker(name))
 
+    def forgive(self, name: WorkerName) -> None:
+        """The worker answers: how often it ended before is forgotten."""
+        self._failures[name] = 0
+
     def retire_cloud(self) -> None:
         """Let the cloud worker finish what it has begun; the next one starts with the settings as they are then."""
         if worker := self._workers.pop("cloud", None):
@@ -100,6 +105,13 @@ class Children:
             if now := self._workers.pop(name, None):
                 now.process.kill()
                 self._tell(WorkerDown(name, why))
+
+    def keep_nothing(self) -> None:
+        """Have the local worker leave the disk alone from now on, where privacy mode asks for that."""
+        local = self.settings.local
+        if (worker := self._workers.get("local")) and not local.endpoint and kept.stops_in_privacy(local):
+            with contextlib.suppress(ProcessLookupError):
+                worker.process.send_signal(signal.SIGUSR2)
 
     def resident(self) -> dict[str, int]:
         """Bytes of memory that each process holds, this one among them."""

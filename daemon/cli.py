@@ -93,14 +93,19 @@ def serve(
 
 
 @cli.command()
-@click.argument("switch", type=click.Choice(["on", "off", "status"]))
+@click.argument("switch", type=click.Choice(["on", "off", "status", "forget"]))
 @config_option
 def privacy(switch: str, config: Path | None) -> None:
-    """Keep everything on this machine (on), or let hard prompts go up (off); survives restarts."""
+    """Keep everything on this machine (on), or let hard prompts go up (off); survives restarts. `forget` deletes what
+    local.cache_on_disk has kept of conversations."""
+    from daemon import kept
     from daemon import privacy as state
     from daemon.client import DaemonError, NotRunning, call
 
     settings = settings_or_exit(config)
+    if switch == "forget":
+        click.echo(f"files of conversations deleted: {kept.forget()}")
+        return
     if switch != "status":
         try:
             call(settings.server, "PUT", "/upcall/privacy", {"on": switch == "on"})

@@ -104,6 +104,17 @@ class Local(Section):
     battery_floor: float | None = Field(default=None, gt=0, le=1)
     """Charge, 0 to 1, below which a discharging battery is spared: more prompts may go up, by `battery_share`."""
     battery_share: float = Field(default=0.5, ge=0, le=1)
+    idle_seconds: float = Field(default=0, ge=0)
+    """The model leaves memory after so long without a request, and is loaded again with the next; 0: never."""
+    timeout: float = Field(default=600, gt=0)
+    """Seconds that a request may take in all, its wait included."""
+    cache_on_disk: bool = False
+    """Keep what was computed of conversations across restarts. It holds what was said; `upcall privacy forget` deletes
+    it."""
+    cache_disk_mib: int = Field(default=512, ge=1)
+    """Disk space for that; conversations that were not continued for the longest go first."""
+    cache_in_privacy: bool = False
+    """Keep it in privacy mode too. It stays on this machine, and can still be read by who has the disk."""
     """In the place of `routing.cloud_share` while the battery is spared."""
     endpoint: str | None = None
     """URL of an OpenAI-compatible server in the place of a file, such as `http://192.168.1.20:8000/v1`; `model` is then

@@ -36,6 +36,14 @@ class Want:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """A worker has given the first word of its first answer."""
+
+    worker: WorkerName
+    kind: Literal["answered"] = "answered"
+
+
+@dataclass(frozen=True, slots=True)
 class SetPrivacy:
     on: bool
     kind: Literal["set_privacy"] = "set_privacy"
@@ -151,6 +159,7 @@ Message: TypeAlias = (
     | Reloaded
     | Beat
 )
+    | Answered
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 

@@ -31,6 +31,9 @@ def local(settings: Local, store: Store) -> LlamaSettings:
         repack=settings.repack,
         queue_limit=settings.queue,
         max_tokens=settings.max_tokens,
+        timeout=settings.timeout,
+        idle_unload=settings.idle_seconds,
+        disk_bytes=settings.cache_disk_mib * 2**20,
         trust_template=settings.trust_template,
     )
 
@@ -62,6 +65,7 @@ def remote(settings: Local) -> CloudSettings:
         max_retries=1,
         defaults={"max_tokens": settings.max_tokens},
         context_length=settings.context_length,
+        total_timeout=settings.timeout,
     )
 
 

@@ -18,6 +18,7 @@ from daemon.children import Children, without_proxy
 from daemon.config import ConfigError, Settings
 from daemon.confine import Confinement, weakest
 from daemon.link import (
+    Answered,
     Beat,
     CheckKey,
     Link,
@@ -158,6 +159,8 @@ class Supervisor:
                 self._refusals.put_nowait(refusal)
             case Want(worker=name):
                 self._children.want(name)
+            case Answered(worker=name):
+                self._children.forgive(name)
             case SetPrivacy(on=on):
                 self._set_privacy(on)
             case SetShare(cloud_share=cloud_share):
@@ -177,7 +180,13 @@ class Supervisor:
                 log.error("%s; until the next start, which will be refused, only upcall itself keeps it", refusal)
         else:
             self._stand()
+        self._hold_children()
+
+    def _hold_children(self) -> None:
+        """To what privacy mode asks for as it is now."""
         self._children.kill_forbidden()
+        if self._standing.privacy:
+            self._children.keep_nothing()
 
     async def _set_share(self, cloud_share: float) -> None:
         try:
@@ -222,7 +231,7 @@ class Supervisor:
             self._children.retire_cloud()
             self._tasks.start(self._look_up_prices())
         self._stand(privacy=privacy.is_on(settings), pinned=settings.privacy.mode)
-        self._children.kill_forbidden()
+        self._hold_children()
         self._tasks.start(self._look_for_key())
         log.info("the settings were reloaded")
         if left:

@@ -14,7 +14,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from daemon import resolve
+from daemon import kept, resolve
 from daemon.config import Settings
 from daemon.confine import confine, forbid_dumps
 from daemon.logs import set_up_logging
@@ -38,8 +38,14 @@ async def _host(settings: Settings, sock: socket.socket, name: str) -> None:
 
 def _local(settings: Settings) -> list[ChatModel]:
     os.nice(settings.local.nice)
-    llama = replace(resolve.local(settings.local, Store()), hidden_state=settings.second_look.enabled)
-    confinement = confine(readable=[Path(llama.path)])
+    look, folder = settings.second_look, kept.folder(settings)
+    llama = replace(
+        resolve.local(settings.local, Store()),
+        hidden_state=look.enabled,
+        confidence_tokens=look.tokens if look.enabled else 0,
+        disk_folder=str(folder or ""),
+    )
+    confinement = confine(readable=[Path(llama.path)], writable=[folder] if folder else [])
     print(json.dumps(asdict(confinement)), flush=True)
     # Nobody reads what libraries may print later.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -47,7 +53,10 @@ def _local(settings: Settings) -> list[ChatModel]:
     # Not before: the libraries start threads, and are the first code here that a hostile file could reach.
     from models.llama.model import LlamaModel
 
-    return [LlamaModel(llama)]
+    model = LlamaModel(llama)
+    # The supervisor's word for privacy mode; before this line it would end the process, which is as good.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, model.keep_nothing)
+    return [model]
 
 
 def _remote(settings: Settings) -> list[ChatModel]:

@@ -6,10 +6,12 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from daemon.config import Cloud, Settings
 from daemon.confine import Confinement
 from daemon.link import (
+    Answered,
     Beat,
     CheckKey,
     Link,
@@ -185,7 +187,8 @@ class Workers:
                     self._clients.pop(name, None)
                     self.why_down[name] = why
                 case WorkerUp(worker=name) if sock is not None:
-                    self._clients[name] = await WorkerClient.over(name, sock)
+                    answered = partial(self._link.send, Answered(name))
+                    self._clients[name] = await WorkerClient.over(name, sock, answered)
                     self.why_down.pop(name, None)
                 case Reload(settings=settings):
                     self.reloads.put_nowait(settings)

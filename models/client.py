@@ -23,7 +23,17 @@ from models.frames import (
     ToWorker,
     Weighed,
 )
-from models.interface import ChatRequest, Event, Failure, FailureCode, Finish, Labelled, ModelStatus
+from models.interface import (
+    ChatRequest,
+    Event,
+    Failure,
+    FailureCode,
+    Finish,
+    Labelled,
+    ModelStatus,
+    TextDelta,
+    ToolCallDelta,
+)
 
 
 class WorkerGoneError(Exception):
@@ -33,8 +43,12 @@ class WorkerGoneError(Exception):
 class WorkerClient:
     """Many requests over one connection to a worker. When the worker dies every open one ends in a `Failure`."""
 
-    def __init__(self, name: str, channel: Channel[ToWorker, FromWorker]) -> None:
+    def __init__(
+        self, name: str, channel: Channel[ToWorker, FromWorker], on_answer: Callable[[], None] | None = None
+    ) -> None:
+        """`on_answer` is called once, when the worker gives its first word."""
         self.name = name
+        self._on_answer = on_answer
         self._channel = channel
         self._ids = itertools.count(1)
         self._replies: dict[int, asyncio.Queue[FromWorker | None]] = {}
@@ -42,8 +56,8 @@ class WorkerClient:
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def over(cls, name: str, sock: socket.socket) -> "WorkerClient":
-        return cls(name, await Channel.over(sock, TO_WORKER, FROM_WORKER))
+    async def over(cls, name: str, sock: socket.socket, on_answer: Callable[[], None] | None = None) -> "WorkerClient":
+        return cls(name, await Channel.over(sock, TO_WORKER, FROM_WORKER), on_answer)
 
     async def chat(self, request: ChatRequest, model: int = 0) -> AsyncGenerator[Event, None]:
         """See `ChatModel.chat`; `model` says which of those that the worker hosts is to answer."""
@@ -59,6 +73,9 @@ class WorkerClient:
                 match await replies.get():
                     case Emit(event=event):
                         finished = finished or isinstance(event, Finish | Failure)
+                        if self._on_answer and isinstance(event, TextDelta | ToolCallDelta):
+                            self._on_answer()
+                            self._on_answer = None
                         yield event
                     case None:
                         ended = True

@@ -1,6 +1,6 @@
 """The local worker killed over and over, at every stage of an answer."""
 
-import sys
+import re
 import threading
 from pathlib import Path
 from queue import Queue
@@ -12,16 +12,14 @@ import pytest
 from tests.daemon.harness import client, running_daemon, wait_until
 
 KILLS = 50
-ALWAYS_WELL_AGAIN = (
-    "import sys, daemon.children as c, daemon.cli; c.STEADY_SECONDS = 0; sys.argv.pop(0); daemon.cli.main()"
-)
-"""Serves, and takes each worker to have been well for long before its end; else the pauses between restarts grow."""
+LONGEST_PAUSE = 2.0
+"""Seconds before a worker that has answered is started again."""
 LONG = "The quick brown fox jumps over the lazy dog near the river. " * 300
 
 
 @pytest.mark.timeout(1800)
 def test_fifty_kills_in_prefill_and_in_decode_cost_one_answer_each(tmp_path: Path, models_ready: Path) -> None:
-    with running_daemon(tmp_path, models_ready, {}, wrapper=[sys.executable, "-c", ALWAYS_WELL_AGAIN]) as daemon:
+    with running_daemon(tmp_path, models_ready, {}) as daemon:
         gateway, asking = daemon.children("daemon.gateway"), client(daemon)
         for number in range(KILLS):
             wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "ready")
@@ -43,6 +41,9 @@ def test_fifty_kills_in_prefill_and_in_decode_cost_one_answer_each(tmp_path: Pat
         assert answer.usage is not None
         assert answer.usage.completion_tokens > 0
         assert daemon.children("daemon.gateway") == gateway
+    pauses = [float(pause) for pause in re.findall(r"restarting it in ([\d.]+) s", (tmp_path / "log").read_text())]
+    assert len(pauses) == KILLS
+    assert max(pauses) <= LONGEST_PAUSE
 
 
 class Request(threading.Thread):

@@ -1,6 +1,7 @@
 """Processes: started, told to systemd, restarted, and never left behind."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -71,6 +72,25 @@ def test_a_killed_local_worker_is_restarted_again_and_again(start_daemon: StartD
         answer = client(daemon).chat.completions.create(model="local", messages=hello, max_tokens=2)  # type: ignore[arg-type]
         assert answer.model == "smollm2-135m"
         assert daemon.children("local") != [worker]
+
+
+def test_pauses_between_restarts_grow_until_the_local_worker_answers(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    daemon = start_daemon()
+    workers: list[psutil.Process] = []
+
+    def kill() -> None:
+        wait_until(lambda: daemon.children("local") not in ([], workers[-1:]))
+        workers.extend(daemon.children("local"))
+        workers[-1].kill()
+
+    kill()
+    kill()
+    hello = [{"role": "user", "content": "hello"}]
+    client(daemon).chat.completions.create(model="local", messages=hello, max_tokens=2)  # type: ignore[arg-type]
+    kill()
+    log = tmp_path / "log"
+    wait_until(lambda: log.read_text().count("restarting it in") == 3)
+    assert re.findall(r"restarting it in ([\d.]+) s", log.read_text()) == ["0.2", "0.5", "0.2"]
 
 
 def test_a_missing_model_says_which_command_brings_it(tmp_path: Path) -> None:

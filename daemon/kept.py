@@ -24,7 +24,7 @@ def stops_in_privacy(local: Local) -> bool:
 
 
 def forget() -> int:
-    """Delete everything; how many files there were. A model that runs forgets them, too, once it rests."""
+    """Delete everything; how many files there were. A model that runs forgets them before its next request."""
     files = list(_place().glob("*.kv*"))
     for file in files:
         file.unlink(missing_ok=True)

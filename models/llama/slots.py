@@ -73,6 +73,7 @@ class SlotPool:
         idle = [slot for slot in self._slots if not slot.reserved]
         if not idle or sum(slot.reserved for slot in self._slots) + reserve > self._context.cells:
             return None
+        self._forget_deleted()
         source = max(self._slots, key=lambda slot: self._common(prompt, slot.held))
         reusable = self._common(prompt, source.held)
         # A conversation that goes on continues in its slot. One that only begins alike is left alone and shared from.
@@ -135,17 +136,10 @@ class SlotPool:
         return self._disk is not None and not self._disk.closed
 
     def keep_next(self) -> bool:
-        """Write one more conversation to disk; False once all are there that can be.
-
-        Where somebody has deleted any of them, memory forgets all that no request is using.
-        """
+        """Write one more conversation to disk; False once all are there that can be."""
         if self._disk is None or self._disk.closed:
             return False
-        if self._disk.were_deleted():
-            self._saved.forget()
-            for slot in self._slots:
-                if not slot.reserved:
-                    self._cut(slot, 0)
+        self._forget_deleted()
         for tokens, data in self._saved.states():
             if self._disk.add(tokens, data.nbytes, lambda data=data: data):  # type: ignore[misc]
                 return True
@@ -160,6 +154,14 @@ class SlotPool:
         self._context.forget()
         for slot in self._slots:
             slot.length = 0
+
+    def _forget_deleted(self) -> None:
+        """Where somebody has deleted any conversation from the disk, forget all that no request is using."""
+        if self._disk is not None and not self._disk.closed and self._disk.were_deleted():
+            self._saved.forget()
+            for slot in self._slots:
+                if not slot.reserved:
+                    self._cut(slot, 0)
 
     def _common(self, prompt: Tokens, held: Tokens) -> int:
         """Tokens of `prompt` that need not be computed; its last always is, for its logits."""

@@ -90,7 +90,7 @@ def status(as_json: bool, config: Path | None) -> None:
             "upcall": health["status"],
             "privacy mode": "on, nothing leaves this machine" if health["privacy"] else "off",
             "local model": _joined(local["model"], local["state"], local["detail"]),
-            "cloud model": _joined(cloud["model"], cloud["detail"]),
+            "cloud model": "; then ".join(_joined(each["model"], each["detail"]) for each in cloud["models"]),
             "router": _joined(router["name"], router["detail"]),
             "kernel": health["kernel"]["barrier"],
         }

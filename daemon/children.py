@@ -10,7 +10,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import psutil
 from pydantic import TypeAdapter
@@ -53,11 +53,11 @@ class Children:
     def __init__(
         self,
         settings: Settings,
-        forbidden: Callable[[WorkerName], str],
+        forbidden: Callable[[WorkerName | Literal["traces"]], str],
         tell: Tell,
         confined: Callable[[str, Confinement], None],
     ) -> None:
-        """`forbidden` says why a worker may not exist now, on one line, or nothing; `confined` hears what the kernel
+        """`forbidden` says why a child may not exist now, on one line, or nothing; `confined` hears what the kernel
         holds a worker to."""
         self.settings = settings
         """What the next child is started with."""
@@ -70,6 +70,8 @@ class Children:
         self._retired: set[Worker] = set()
         """Cloud workers of earlier settings, which finish what they have begun."""
         self._failures: dict[WorkerName, int] = {"local": 0, "cloud": 0}
+        self._traces: Process | None = None
+        self._tracing = False
         self._tasks = Tasks()
         self._stopping = False
 
@@ -105,6 +107,8 @@ class Children:
             if now := self._workers.pop(name, None):
                 now.process.kill()
                 self._tell(WorkerDown(name, why))
+        if self._traces and self._forbidden("traces"):
+            self._traces.kill()
 
     def keep_nothing(self) -> None:
         """Have the local worker leave the disk alone from now on, where privacy mode asks for that."""
@@ -117,13 +121,22 @@ class Children:
         """Bytes of memory that each process holds, this one among them."""
         processes: dict[str, int] = {"supervisor": os.getpid()}
         processes.update((name, worker.process.pid) for name, worker in self._workers.items())
-        if self.gateway:
-            processes["gateway"] = self.gateway.pid
+        for name, process in (("gateway", self.gateway), ("traces", self._traces)):
+            if process:
+                processes[name] = process.pid
         held: dict[str, int] = {}
         for name, pid in processes.items():
             with contextlib.suppress(psutil.Error):  # it may be ending
                 held[name] = psutil.Process(pid).memory_info().rss
         return held
+
+    def trace(self, anew: bool = False) -> None:
+        """Have traces sent where they may be; `anew`, by a process that has the settings as they are now."""
+        if not self._tracing:
+            self._tracing = True
+            self._tasks.start(self._trace())
+        elif anew and self._traces:
+            self._traces.terminate()
 
     async def stop(self) -> None:
         """End every child, and start none again."""
@@ -132,6 +145,26 @@ class Children:
         if self.gateway:
             children.insert(0, self.gateway)
         await asyncio.gather(*map(_end, children))
+        if self._traces:
+            # The last one: the gateway writes what is still to be sent.
+            await _end(self._traces)
+
+    async def _trace(self) -> None:
+        """Keep the process that sends traces running while there may be one."""
+        while self.settings.telemetry.otlp_endpoint and not (self._stopping or self._forbidden("traces")):
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                self._traces = await self._child("daemon.traces", [theirs], env=_harmless_environment())
+                theirs.close()
+                if self._forbidden("traces"):
+                    # As for a worker.
+                    self._traces.kill()
+                status = await self._traces.wait()
+            self._traces = None
+            if status and not self._stopping and not self._forbidden("traces"):
+                log.error("the process that sends traces ended with status %s; restarting it", status)
+                await asyncio.sleep(RESTART_SECONDS[-1])
+        self._tracing = False
 
     async def _start_worker(self, name: WorkerName) -> None:
         if why := self._forbidden(name):

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -15,6 +16,13 @@ class ConfigError(Exception):
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Server(Section):
@@ -37,10 +45,7 @@ class Server(Section):
 
     @property
     def is_loopback(self) -> bool:
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return _is_loopback(self.host)
 
     @model_validator(mode="after")
     def _not_open_to_anybody(self) -> "Server":
@@ -99,11 +104,6 @@ class Local(Section):
     """Rearrange weights at load: faster generation for slower loads, slower prompts and much more memory."""
     nice: int = Field(default=5, ge=0, le=19)
     """Niceness of the local model's process, so that routing and the desktop stay quick while it computes."""
-    trust_template: bool = False
-    """Use the chat template inside a GGUF file that upcall has no template of its own for."""
-    battery_floor: float | None = Field(default=None, gt=0, le=1)
-    """Charge, 0 to 1, below which a discharging battery is spared: more prompts may go up, by `battery_share`."""
-    battery_share: float = Field(default=0.5, ge=0, le=1)
     idle_seconds: float = Field(default=0, ge=0)
     """The model leaves memory after so long without a request, and is loaded again with the next; 0: never."""
     timeout: float = Field(default=600, gt=0)
@@ -115,6 +115,11 @@ class Local(Section):
     """Disk space for that; conversations that were not continued for the longest go first."""
     cache_in_privacy: bool = False
     """Keep it in privacy mode too. It stays on this machine, and can still be read by who has the disk."""
+    trust_template: bool = False
+    """Use the chat template inside a GGUF file that upcall has no template of its own for."""
+    battery_floor: float | None = Field(default=None, gt=0, le=1)
+    """Charge, 0 to 1, below which a discharging battery is spared: more prompts may go up, by `battery_share`."""
+    battery_share: float = Field(default=0.5, ge=0, le=1)
     """In the place of `routing.cloud_share` while the battery is spared."""
     endpoint: str | None = None
     """URL of an OpenAI-compatible server in the place of a file, such as `http://192.168.1.20:8000/v1`; `model` is then
@@ -268,6 +273,28 @@ class Feedback(Section):
     """Keep embeddings in privacy mode too. They stay on this machine, and can still betray what was asked."""
 
 
+class Telemetry(Section):
+    otlp_endpoint: str | None = None
+    """URL of an OpenTelemetry collector, such as `http://127.0.0.1:4318`, that gets a span for each finished request,
+    without a word of it. Takes the extra `upcall[otel]`; in privacy mode only this machine's own gets any."""
+
+    @property
+    def is_loopback(self) -> bool:
+        return _is_loopback(urlsplit(self.otlp_endpoint or "").hostname or "")
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _can_be_sent_to(cls, endpoint: str | None) -> str | None:
+        if endpoint is None:
+            return None
+        parts = urlsplit(endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{endpoint!r} is no http or https URL, such as http://127.0.0.1:4318")
+        if find_spec("opentelemetry") is None:
+            raise ValueError("traces take the extra otel, which is not installed: `pip install 'upcall[otel]'`")
+        return endpoint
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged. No level logs prompts or answers."""
@@ -292,10 +319,15 @@ class Settings(BaseModel):
     sensitive: Sensitive = Sensitive()
     ledger: Ledger = Ledger()
     feedback: Feedback = Feedback()
+    telemetry: Telemetry = Telemetry()
     log: Log = Log()
 
     @model_validator(mode="after")
-    def _budget_is_kept(self) -> "Settings":
+    def _ledger_is_kept(self) -> "Settings":
         if self.budget.limited and not self.ledger.enabled:
             raise ValueError("a budget needs the ledger: set ledger.enabled = true, or take the budget out")
+        if self.telemetry.otlp_endpoint and not self.ledger.enabled:
+            raise ValueError(
+                "traces are made of the ledger: set ledger.enabled = true, or unset telemetry.otlp_endpoint"
+            )
         return self

@@ -1,12 +1,19 @@
 """What works on this machine, what does not, and the command that mends it: the checks behind `upcall doctor`."""
 
+import ctypes
+import platform
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 from typing import Literal, TypeAlias
+from urllib.parse import urlsplit
 
 from daemon import keys, privacy, resolve
 from daemon.battery import charge
@@ -20,6 +27,14 @@ State: TypeAlias = Literal["ok", "note", "bad"]
 FREE_DISK = 6 * 10**9
 """Bytes that llama3-8b and what is derived from it take."""
 
+FEATURES = {
+    **{"AVX": "avx", "AVX2": "avx2", "F16C": "f16c", "FMA": "fma", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni"},
+    **{"NEON": "asimd", "DOTPROD": "asimddp"},
+}
+"""Instructions that decide how fast llama.cpp computes: its name for each, and the kernel's."""
+TIME_ERROR = 5
+"""What adjtimex(2) returns while nothing keeps the clock right."""
+BUILT_WITH = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
 CONFINE = """
 import sys
 from pathlib import Path
@@ -48,6 +63,51 @@ def examine(settings: Settings) -> Iterator[Finding]:
 def _python(_: Settings) -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", "ok", f"Python {version} in {sys.prefix}")
+
+
+def _clock(_: Settings) -> Iterator[Finding]:
+    # No modes are set, so this reads and needs no right to.
+    kept = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(1024)) != TIME_ERROR
+    yield clock(time.time(), Path(__file__).stat().st_mtime, kept)
+
+
+def clock(now: float, installed: float, kept: bool) -> Finding:
+    """Times in seconds since the epoch; `kept` says whether the kernel is told the right one."""
+    said = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
+    fix = "`sudo timedatectl set-ntp true` has it set"
+    if now < installed - 86400:
+        text = f"it is {said}, before upcall was installed: the cloud's certificates and budgets fail; {fix}"
+        return Finding("clock", "bad", text)
+    if not kept:
+        text = f"it is {said}, and nothing here keeps that right (a container's host may): if it is wrong, {fix}"
+        return Finding("clock", "note", text)
+    return Finding("clock", "ok", f"it is {said}, kept by the network's time")
+
+
+def _llama_cpp(settings: Settings) -> Iterator[Finding]:
+    if settings.local.endpoint:
+        return
+    # In a process of its own, since instructions that the processor lacks end it.
+    asked = subprocess.run([sys.executable, "-P", "-c", BUILT_WITH], capture_output=True, text=True, timeout=60)
+    cpu = Path("/proc/cpuinfo")
+    yield compiled(asked.stdout, cpu.read_text() if cpu.exists() else "")
+
+
+def compiled(system_info: str, cpuinfo: str) -> Finding:
+    """Of what llama.cpp says of itself, nothing where it cannot be loaded, and what the kernel says of this machine."""
+    fix = (
+        f"compile it for this processor: `{sys.executable} -m pip install --force-reinstall --no-deps --no-cache-dir "
+        f"llama-cpp-python=={metadata.version('llama-cpp-python')}`"
+    )
+    if not system_info.strip():
+        return Finding("llama.cpp", "bad", f"it cannot be loaded; {fix}")
+    built = set(re.findall(r"(\w+) = 1", system_info))
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)
+    here = {name for name, flag in FEATURES.items() if flags and flag in flags[1].split()}
+    if missing := sorted(here - built):
+        return Finding("llama.cpp", "note", f"it was compiled without {', '.join(missing)} and is slow; {fix}")
+    used = ", ".join(name for name in FEATURES if name in built)
+    return Finding("llama.cpp", "ok", f"compiled for this processor ({used or platform.machine()})")
 
 
 def _weak_model(settings: Settings) -> Iterator[Finding]:
@@ -105,16 +165,36 @@ def _router(settings: Settings) -> Iterator[Finding]:
 
 
 def _cloud(settings: Settings) -> Iterator[Finding]:
-    cloud = resolve.cloud(settings.cloud)
     if privacy.is_on(settings):
         yield Finding("cloud", "note", "privacy mode is on: nothing goes up; `upcall privacy off` allows it")
-    if cloud.key_name is None:
-        yield Finding("key", "ok", f"{cloud.name} at {cloud.base_url} asks for no key")
+    clouds = resolve.clouds(settings.cloud)
+    for cloud in clouds:
+        if cloud.key_name is None:
+            yield Finding("key", "ok", f"{cloud.name} at {cloud.base_url} asks for no key")
+            continue
+        try:
+            yield Finding("key", "ok", f"{cloud.key_name} for {cloud.name}: {keys.where(cloud.key_name)}")
+        except keys.KeyUnavailable as error:
+            meanwhile = f"{cloud.name} is passed over" if len(clouds) > 1 else "prompts stay here"
+            yield Finding("key", "note", f"{error} Until then {meanwhile}")
+
+
+def _traces(settings: Settings) -> Iterator[Finding]:
+    telemetry = settings.telemetry
+    if telemetry.otlp_endpoint is None:
         return
+    if privacy.is_on(settings) and not telemetry.is_loopback:
+        text = f"privacy mode is on, and {telemetry.otlp_endpoint} is another machine: it gets none"
+        yield Finding("traces", "note", text)
+        return
+    parts = urlsplit(telemetry.otlp_endpoint)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        yield Finding("key", "ok", f"{cloud.key_name} for {cloud.name}: {keys.where(cloud.key_name)}")
-    except keys.KeyUnavailable as error:
-        yield Finding("key", "note", f"{error} Until then prompts stay here")
+        socket.create_connection((str(parts.hostname), port), timeout=5).close()
+        yield Finding("traces", "ok", f"a collector listens at {telemetry.otlp_endpoint}")
+    except OSError as error:
+        text = f"nothing listens at {telemetry.otlp_endpoint} ({error}); start a collector, or unset "
+        yield Finding("traces", "bad", f"{text}telemetry.otlp_endpoint")
 
 
 def _port(settings: Settings) -> Iterator[Finding]:
@@ -190,5 +270,6 @@ def _ledger(settings: Settings) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-    _python, _weak_model, _router, _cloud, _port, _kernel, _battery, _systemd, _disk, _ledger,
+    _python, _clock, _llama_cpp, _weak_model, _router, _cloud, _traces, _port, _kernel, _battery, _systemd, _disk,
+    _ledger,
 )  # fmt: skip

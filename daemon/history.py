@@ -2,7 +2,7 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -17,7 +17,8 @@ SCORES = 10_000
 QUANTILES = 51
 
 _VERDICT = "(SELECT verdict FROM feedback WHERE feedback.id = requests.id) AS verdict"
-_SELECT = f"SELECT {', '.join(COLUMNS)}, {_VERDICT} FROM requests"  # noqa: S608 - the names are the dataclass's own
+_SELECTED = f"{', '.join(COLUMNS)}, {_VERDICT} FROM requests"
+_SELECT = f"SELECT {_SELECTED}"
 _ID_CHARACTERS = set("0123456789abcdef")
 
 
@@ -51,7 +52,16 @@ class History:
                 where.append(f"seq {comparison} (SELECT seq FROM requests WHERE id = ?)")  # noqa: S608 - constants
                 values.append(self.find(id).id)
         rows = self._rows(f"{_SELECT} WHERE {' AND '.join(where)} ORDER BY seq DESC LIMIT ?", *values, limit)
-        return [_record(row) for row in rows]
+        return [_record(dict(row)) for row in rows]
+
+    def latest(self) -> int:
+        """The row that was written last; 0 where there is none."""
+        return int(self._rows("SELECT coalesce(max(seq), 0) AS seq FROM requests")[0]["seq"])
+
+    def newer(self, row: int, limit: int) -> list[tuple[int, Record]]:
+        """At most `limit` records that were written after `row`, oldest first, each with its own row."""
+        found = map(dict, self._rows(f"SELECT seq, {_SELECTED} WHERE seq > ? ORDER BY seq LIMIT ?", row, limit))
+        return [(values.pop("seq"), _record(values)) for values in found]
 
     def find(self, id: str) -> Record:
         """The record whose id begins with `id`; `last` is the latest. Raises `UnknownDecisionError`."""
@@ -65,7 +75,7 @@ class History:
             raise UnknownDecisionError(f"the ledger has no request {id[:40]}; `upcall decisions` lists the latest")
         if len(rows) > 1:
             raise UnknownDecisionError(f"more than one request begins with {id[:40]}; give more of its id")
-        return _record(rows[0])
+        return _record(dict(rows[0]))
 
     def stats(self, now: float | None = None) -> dict[str, Any]:
         """What today, the last 7 days and this calendar month came to, and the last 24 hours and 30 days one by one."""
@@ -187,6 +197,5 @@ def opened(path: Path) -> Iterator[History]:
         connection.close()
 
 
-def _record(row: sqlite3.Row) -> Record:
-    values = dict(row)
+def _record(values: Mapping[str, Any]) -> Record:
     return Record(**{**values, "degraded": bool(values["degraded"]), "estimated": bool(values["estimated"])})

@@ -1,6 +1,5 @@
 """`upcall judge`: the router causal_llm, which has the local model judge prompts, fitted to a model and measured."""
 
-import asyncio
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from daemon import routing_cli
 from daemon.settings_cli import settings_or_exit
 
 if TYPE_CHECKING:
+    import asyncio
+
     from models.llama.model import LlamaModel
     from models.llama.settings import LlamaSettings
 
@@ -88,7 +89,7 @@ class OfflineJudge:
     model: "LlamaModel"
     name: str
     model_sha256: str
-    runner: asyncio.Runner
+    runner: "asyncio.Runner"
 
     def log_probabilities(self, text: str, labels: Sequence[str]) -> Sequence[float]:
         """See `Judge.log_probabilities`."""
@@ -98,6 +99,8 @@ class OfflineJudge:
 @contextmanager
 def offline_judge(model: str | None) -> Iterator[OfflineJudge]:
     """`model` is a name or file as in `local.model`, the settings' if None. Raises `StoreError`, `ClickException`."""
+    import asyncio
+
     from models.llama.model import LlamaModel
     from routers.interface import RouterError
 

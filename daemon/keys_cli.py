@@ -58,7 +58,7 @@ def key_where(name: str) -> None:
 @key.command("test")
 @config_option
 def key_test(config: Path | None) -> None:
-    """Ask the cloud model of the settings for a few words, with its key; costs a fraction of a cent."""
+    """Ask each cloud model of the settings for a few words, with its key; costs a fraction of a cent each."""
     import asyncio
 
     from daemon import privacy as state
@@ -67,9 +67,14 @@ def key_test(config: Path | None) -> None:
     settings = settings_or_exit(config)
     if state.is_on(settings):
         raise click.ClickException("privacy mode is on, and this would go up; run `upcall privacy off` first")
-    if failure := asyncio.run(_try(resolve.cloud(settings.cloud))):
-        raise click.ClickException(failure)
-    click.echo(f"{settings.cloud.model} answers")
+    failures = 0
+    for cloud in resolve.clouds(settings.cloud):
+        if failure := asyncio.run(_try(cloud)):
+            click.echo(f"{cloud.name}: {failure}", err=True)
+            failures += 1
+        else:
+            click.echo(f"{cloud.name} answers")
+    sys.exit(failures > 0)
 
 
 async def _try(cloud: "CloudSettings") -> str | None:

@@ -19,6 +19,7 @@ from routers.registry import load
 from routers.second_look import beside
 from routers.training import attempts as kept
 from routers.training.attempts import Attempts
+from routers.training.public import read
 from routers.training.questions import BLOCK, Question, sample
 from routers.training.second_look import lessons, ship
 
@@ -48,22 +49,26 @@ class Learnt:
     """Expected calibration error on sources left out of training."""
 
 
+def to_learn(count: int, data: Path, *, public: bool) -> list[Question]:
+    """Some `count` questions out of the data files in `data`, or out of the published ones, where it is `public`."""
+    counts = {name: int(share * count) for name, share in TRAINING.items()}
+    return sample(data, counts, read) if public else sample(data, counts)
+
+
 def learn(
     model: Path,
-    data: Path,
+    questions: Sequence[Question],
     encoder: Path,
-    count: int,
     *,
     out: Path | None = None,
     threads: int = 0,
     on_progress: OnProgress = lambda done, total, state: None,
 ) -> Learnt:
-    """Ask the model about `count` questions and write its second look to `out`, by default beside it.
+    """Ask the model the `questions` and write its second look to `out`, by default beside it.
 
     Raises as `ask` does.
     """
     sha256 = file_sha256(model)
-    questions = sample(data, {name: int(share * count) for name, share in TRAINING.items()})
     attempts = ask(model, questions, folder(sha256), threads=threads, on_progress=on_progress)
     some = lessons(questions, attempts, _scores("mf", questions, encoder))
     out = out or beside(model, sha256)

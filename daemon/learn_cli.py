@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from daemon.routing_cli import data_option, encoder_path, training_module
+from daemon.routing_cli import encoder_path, training_module
 
 if TYPE_CHECKING:
     from daemon.learn import OnProgress
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 @click.command("learn-model")
 @click.argument("model")
-@data_option
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    envvar="UPCALL_DATA",
+    help="Folder of the data files (or UPCALL_DATA); without one public questions are fetched.",
+)
 @click.option(
     "--questions", type=click.IntRange(min=200), default=2500, show_default=True, help="How many to ask, at most."
 )
@@ -23,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for the artifact, in the place of one beside the model."
 )
-def learn_model(model: str, data: Path, questions: int, threads: int | None, out: Path | None) -> None:
+def learn_model(model: str, data: Path | None, questions: int, threads: int | None, out: Path | None) -> None:
     """Ask MODEL public questions, and train its second look: what its first tokens say about its answer.
 
     MODEL is a name from `upcall models` or the path of a GGUF file. On two cores this takes from minutes to hours, by
@@ -31,10 +36,9 @@ def learn_model(model: str, data: Path, questions: int, threads: int | None, out
     the machine runs on battery.
     """
     learn, file = training_module("daemon.learn"), _file(model)
+    asked = learn.to_learn(questions, data or _public_questions(), public=data is None)
     with _asking(file) as on_progress:
-        learnt = learn.learn(
-            file, data, encoder_path(), questions, out=out, threads=threads or 0, on_progress=on_progress
-        )
+        learnt = learn.learn(file, asked, encoder_path(), out=out, threads=threads or 0, on_progress=on_progress)
     click.echo(f"{learnt.folder}: second look {learnt.version}, trained on {learnt.n} questions")
     click.echo(
         f"calibration error {learnt.error:.3f} on sources it was not trained on; "
@@ -58,6 +62,22 @@ def evaluate_second_look(model: str, data: Path, questions: int, json_file: Path
     click.echo(f"combined leads mf by {verdict.lead:+.3f} [{low:+.3f}, {high:+.3f}] in APGR on {shown.POOLED}")
     if json_file:
         json_file.write_text(json.dumps(asdict(verdict), indent=1) + "\n")
+
+
+def _public_questions() -> Path:
+    """The folder of the published files, fetched if need be."""
+    import platformdirs
+
+    from daemon import privacy
+    from daemon.benchmark_files import benchmark_files
+    from daemon.models_cli import progress_bar
+    from daemon.settings_cli import settings_or_exit
+
+    files = training_module("routers.training.public").files()
+    folder = platformdirs.user_cache_path("upcall") / "questions"
+    private = privacy.is_on(settings_or_exit(None))
+    with progress_bar("public questions") as progress:
+        return benchmark_files(files, progress, folder, may_fetch=not private, what="the public questions")
 
 
 def _file(model: str) -> Path:
@@ -86,10 +106,11 @@ def _asking(file: Path) -> "Iterator[OnProgress]":
 
 @contextmanager
 def _bar(name: str) -> "Iterator[OnProgress]":
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(name, total=None)
 
         def show(done: int, total: int, state: str) -> None:

@@ -97,6 +97,16 @@ class WorkerDown:
 
 
 @dataclass(frozen=True, slots=True)
+class CloudKey:
+    """Whether the key of one cloud model is there."""
+
+    model: str
+    there: bool
+    detail: str
+    """The sentence for people."""
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """What the supervisor alone knows and decides."""
 
@@ -104,8 +114,11 @@ class Standing:
     pinned: bool
     """Privacy mode is set in the config, and cannot be switched off by a request."""
     has_key: bool
+    """Of one cloud model at least."""
     key: str
-    """The sentence for people about the key."""
+    """The sentence for people about that key."""
+    keys: tuple[CloudKey, ...] = ()
+    """Of every cloud model, in order of preference, once they were looked for."""
     confined: dict[str, Confinement] = field(default_factory=dict)
     """What the kernel holds the gateway and the local worker to, by their names."""
     token_sha256: str | None = None
@@ -146,6 +159,7 @@ class Beat:
 Message: TypeAlias = (
     Listening
     | Want
+    | Answered
     | SetPrivacy
     | SetShare
     | CheckKey
@@ -159,7 +173,6 @@ Message: TypeAlias = (
     | Reloaded
     | Beat
 )
-    | Answered
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 

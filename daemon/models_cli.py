@@ -87,10 +87,11 @@ def rm(names: tuple[str, ...]) -> None:
 @contextmanager
 def progress_bar(name: str) -> "Iterator[Progress]":
     """A bar of bytes; gives what to call with those that are here and those of the whole."""
+    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Bar(*columns, TimeRemainingColumn()) as bar:
+    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from daemon import keys, prices, privacy, resolve, share, systemd
 from daemon.children import Children, without_proxy
@@ -21,6 +21,7 @@ from daemon.link import (
     Answered,
     Beat,
     CheckKey,
+    CloudKey,
     Link,
     Listening,
     Measure,
@@ -82,6 +83,7 @@ class Supervisor:
             return EXIT_CANNOT_LISTEN
         self._tasks.start(self._look_for_key())
         self._children.want("local")
+        self._children.trace()
         self._tasks.start(self._look_up_prices())
         self._tasks.start(self._ask_for_beats())
         stopping = asyncio.create_task(self._stopping.wait())
@@ -109,11 +111,14 @@ class Supervisor:
         self._link = Link(await self._children.start_gateway(systemd.listener()), self._on_message)
         self._link.send(self._standing)
 
-    def _forbidden(self, name: WorkerName) -> str:
-        """Why a worker may not exist now; empty where it may."""
+    def _forbidden(self, name: WorkerName | Literal["traces"]) -> str:
+        """Why a child may not exist now; empty where it may."""
         local = self._settings.local
         if not self._standing.privacy or (name == "local" and (not local.endpoint or local.on_premises)):
             return ""
+        if name == "traces":
+            here = self._settings.telemetry.is_loopback
+            return "" if here else "privacy mode is on, and the collector is another machine"
         if name == "cloud":
             return "privacy mode is on"
         return (
@@ -181,6 +186,7 @@ class Supervisor:
         else:
             self._stand()
         self._hold_children()
+        self._children.trace()
 
     def _hold_children(self) -> None:
         """To what privacy mode asks for as it is now."""
@@ -232,6 +238,7 @@ class Supervisor:
             self._tasks.start(self._look_up_prices())
         self._stand(privacy=privacy.is_on(settings), pinned=settings.privacy.mode)
         self._hold_children()
+        self._children.trace(anew=(settings.telemetry, settings.cloud) != (before.telemetry, before.cloud))
         self._tasks.start(self._look_for_key())
         log.info("the settings were reloaded")
         if left:
@@ -239,16 +246,16 @@ class Supervisor:
         return ""
 
     async def _look_for_key(self) -> None:
-        missing = []
-        for name in (cloud.key_name for cloud in resolve.clouds(self._settings.cloud)):
+        found: list[CloudKey] = []
+        for cloud in resolve.clouds(self._settings.cloud):
+            name = cloud.key_name
             try:
                 where = await asyncio.to_thread(keys.where, name) if name else "the endpoint asks for no key"
+                found.append(CloudKey(cloud.name, True, where))
             except keys.KeyUnavailable as error:
-                missing.append(str(error))
-            else:
-                self._stand(has_key=True, key=where)
-                return
-        self._stand(has_key=False, key=missing[0])
+                found.append(CloudKey(cloud.name, False, str(error)))
+        best = next((key for key in found if key.there), found[0])
+        self._stand(has_key=best.there, key=best.detail, keys=tuple(found))
 
     async def _look_up_prices(self) -> None:
         settings = self._settings

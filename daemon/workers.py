@@ -107,12 +107,15 @@ class Workers:
             pass
         return replace(self._local, state="failed", detail=self.why_down.get("local", "starting"))
 
-    async def cloud_status(self) -> ModelStatus | None:
-        """What the cloud model is, where its worker runs just now."""
+    async def cloud_statuses(self) -> list[ModelStatus]:
+        """What the cloud models are, in order of preference, where their worker runs just now; otherwise nothing."""
         try:
-            return await self._clients["cloud"].status() if self._alive("cloud") else None
+            if self._alive("cloud"):
+                client, models = self._clients["cloud"], range(len(self._cloud.endpoints))
+                return [await client.status(model) for model in models]
         except WorkerGoneError:
-            return None
+            pass
+        return []
 
     async def set_privacy(self, on: bool) -> None:
         """Switch privacy mode and wait until the supervisor says that it holds (or is pinned)."""

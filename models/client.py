@@ -110,10 +110,13 @@ class WorkerClient:
                 raise ValueError(message)
         raise WorkerGoneError(self.name)
 
-    async def status(self) -> ModelStatus:
-        """Raises `WorkerGoneError` where the worker ended. Being looked at is not being used; see `idle_seconds`."""
+    async def status(self, model: int = 0) -> ModelStatus:
+        """Of `model`, as for `chat`; being looked at is not being used, see `idle_seconds`.
+
+        Raises `WorkerGoneError` where the worker ended.
+        """
         used = self._last_used
-        reply = await self._ask(AskStatus)
+        reply = await self._ask(lambda id: AskStatus(id, model))
         self._last_used = used
         if isinstance(reply, Status):
             return reply.status

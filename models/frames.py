@@ -41,6 +41,8 @@ class CountTokens:
 @dataclass(frozen=True, slots=True)
 class AskStatus:
     id: int
+    model: int = 0
+    """As for `Chat`."""
     kind: Literal["ask_status"] = "ask_status"
 
 

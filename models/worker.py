@@ -75,7 +75,7 @@ async def _handle(
                 _note(error, frame.id)
                 channel.send(Refused(frame.id, "The model failed on this request; see the log."))
         case AskStatus():
-            channel.send(Status(frame.id, await model.status()))
+            channel.send(Status(frame.id, await models[frame.model].status()))
 
 
 async def _reply(model: ChatModel, frame: CountTokens | AskLabels) -> Counted | Weighed:

@@ -1,5 +1,6 @@
 """upcall's own endpoints: how it does, and its privacy switch."""
 
+import itertools
 from typing import Any
 
 from aiohttp import web
@@ -34,8 +35,7 @@ class Control:
     async def status(self) -> dict[str, Any]:
         """How upcall and its parts do."""
         standing = self._workers.standing
-        local, cloud = await self._workers.local_status(), await self._workers.cloud_status()
-        resting = cloud is not None and cloud.state == "failed"
+        local, clouds = await self._workers.local_status(), await self._clouds()
         return {
             "status": "ok" if local.state in ("ready", "unloaded") and not self._scorer.trouble else "degraded",
             "privacy": standing.privacy,
@@ -55,11 +55,28 @@ class Control:
             "cloud": {
                 "model": self._settings.cloud.model,
                 "has_key": standing.has_key,
-                "detail": cloud.detail if cloud and resting else standing.key,
-                "resting": resting,
+                "detail": clouds[0]["detail"] if clouds[0]["resting"] else standing.key,
+                "resting": all(cloud["resting"] for cloud in clouds),
+                "models": clouds,
             },
             "router": {"name": self._settings.routing.router, "detail": self._scorer.trouble},
         }
+
+    async def _clouds(self) -> list[dict[str, Any]]:
+        """Each cloud model in order of preference."""
+        statuses = await self._workers.cloud_statuses()
+        # Keys are still looked for after a start, and the worker exists only while it is needed.
+        known = itertools.zip_longest(self._settings.cloud.endpoints, self._workers.standing.keys, statuses)
+        return [
+            {
+                "model": endpoint.model,
+                "has_key": key is not None and key.there,
+                "detail": (status.detail if status else "") or (key.detail if key else ""),
+                "resting": status is not None and status.state == "failed",
+            }
+            for endpoint, key, status in known
+            if endpoint
+        ]
 
     async def privacy(self, request: web.Request) -> web.Response:
         try:

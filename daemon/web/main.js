@@ -162,10 +162,12 @@ function showHealth(health) {
   const { local, cloud, router, kernel } = health;
   const memory = Object.values(health.memory_bytes).reduce((sum, bytes) => sum + bytes, 0);
   const joined = (...parts) => parts.filter(Boolean).join(", ");
+  const cloudModel = ({ model, has_key, resting }) =>
+    joined(model, has_key ? text.keyReady : text.keyMissing, resting ? text.resting : "");
   const facts = [
     [text.router, joined(router.name, router.detail)],
     [text.localModel, joined(local.model, local.state, local.detail)],
-    [text.cloudModel, joined(cloud.model, cloud.has_key ? text.keyReady : text.keyMissing, cloud.resting ? text.resting : "")],
+    [text.cloudModel, cloud.models.map(cloudModel).join("; ")],
     [text.queue, number.format(local.waiting)],
     [text.kernel, kernel.barrier],
     [text.memory, memory ? `${number.format(Math.round(memory / 2 ** 20))} MB` : ""],

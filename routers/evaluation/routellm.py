@@ -6,32 +6,18 @@ import json
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from routers import pins
+from routers.pins import File
 
 STRONG, WEAK = "gpt-4-1106-preview", "mistralai/Mixtral-8x7B-Instruct-v0.1"
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    """One of the files."""
-
-    path: str
-    """Relative, with slashes; under this path `read` expects it."""
-    urls: tuple[str, ...]
-    size: int
-    """Bytes."""
-    sha256: str
-
-
 def files() -> list[File]:
     """All of them, some ten megabytes."""
-    pins = tomllib.loads((importlib.resources.files("routers.evaluation") / "routellm.toml").read_text())
-    return [
-        File(path, tuple(url.format(commit=pins["commit"], path=path) for url in pins["urls"]), **pin)
-        for path, pin in pins["files"].items()
-    ]
+    return pins.files(tomllib.loads((importlib.resources.files("routers.evaluation") / "routellm.toml").read_text()))
 
 
 def read(folder: Path, benchmark: str) -> tuple[list[str], list[tuple[float, float]]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import track
 
 from routers.causal_llm import Judge
@@ -100,7 +101,9 @@ def _scores(router: Router, benchmark: Benchmark, cache: Path | None, progress: 
     if file is not None and file.exists() and len(stored := np.load(file)) == len(scores):
         scores = stored
     missing = np.flatnonzero(np.isnan(scores)).tolist()
-    for done, row in enumerate(track(missing, f"{router.name} on {benchmark.name}", disable=not progress), start=1):
+    title = f"{router.name} on {benchmark.name}"
+    shown = track(missing, title, disable=not progress, console=Console(stderr=True))
+    for done, row in enumerate(shown, start=1):
         scores[row] = router.score([benchmark.prompts[row]])[0]
         if file is not None and (done % SAVED == 0 or done == len(missing)):
             file.parent.mkdir(parents=True, exist_ok=True)

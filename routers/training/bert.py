@@ -171,7 +171,7 @@ def fit(
             parts[name].load_state_dict(state)
     end = time.monotonic() + 60 * minutes if minutes else None
     classifier.train()
-    with Progress(disable=not progress) as bar:
+    with Progress(disable=not progress, console=Console(stderr=True)) as bar:
         task = bar.add_task("Training bert", total=settings.steps, completed=done)
         for step, rows in enumerate(_batches(tokens, targets.weight, settings)):
             if step < done:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import track
 
 from routers.calibration import Calibration
@@ -30,7 +31,8 @@ def train(
     kept = [_sample(source, per_source) for source in data.sources(data_folder) if source.name in MIX]
     labels = []
     for source in kept:
-        shown = track(source.prompts, description=f"Asking about {source.name}", disable=not progress)
+        title = f"Asking about {source.name}"
+        shown = track(source.prompts, title, disable=not progress, console=Console(stderr=True))
         logs = [judge.log_probabilities(question(prompt), LABELS) for prompt in shown]
         labels.append(mean_label(logs))
     fingerprint = data.fingerprint(data_folder, [source.name for source in kept])

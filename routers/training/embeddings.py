@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import track
 
 from routers.encoder import Encoder
@@ -32,7 +33,7 @@ class Embeddings:
         missing = list(dict.fromkeys(prompt for prompt in prompts if _key(prompt) not in self._vectors))
         if missing:
             encoder = Encoder(self._encoder)
-            for prompt in track(missing, description=f"Embedding {name}"):
+            for prompt in track(missing, f"Embedding {name}", console=Console(stderr=True)):
                 self._vectors[_key(prompt)] = encoder.embed([prompt])[0].astype(np.float16)
             self._file.parent.mkdir(parents=True, exist_ok=True)
             np.savez(self._file, keys=np.array(list(self._vectors)), vectors=np.stack(list(self._vectors.values())))

@@ -123,7 +123,8 @@ def _factorize(rows: Rows, comparisons: pairs.Comparisons, settings: Settings, p
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
-    for _ in track(range(settings.steps // PER_STEP), description="Training mf", disable=not progress):
+    steps = range(settings.steps // PER_STEP)
+    for _ in track(steps, "Training mf", disable=not progress, console=Console(stderr=True)):
         optimizer.step(loss)  # type: ignore[no-untyped-call]
     model.eval()
     return model

@@ -3,7 +3,7 @@
 import ast
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,7 +51,7 @@ class Question:
         if self.kind == "number":
             numbers = _NUMBER.findall(answer)
             return bool(numbers) and float(numbers[-1].replace(",", "")) == float(self.gold.replace(",", ""))
-        return _literal(answer) == _literal(self.gold)
+        return literal(answer) == literal(self.gold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +65,21 @@ class Origin:
     """Whether what is shipped may be trained on it: benchmarks and files without a licence only judge."""
 
 
-def sample(data: Path, counts: Mapping[str, int]) -> list[Question]:
+def recorded(name: str, data: Path) -> Iterable[Question]:
+    """The questions of a source out of the data files in `data`."""
+    return ORIGINS[name].read(data)
+
+
+def sample(
+    data: Path, counts: Mapping[str, int], read: Callable[[str, Path], Iterable[Question]] = recorded
+) -> list[Question]:
     """So many short questions of each source as `counts` says, in an order that depends on their texts alone.
 
     The sources alternate, so that any beginning of the list holds some of each.
     """
     drawn: list[tuple[float, str, Question]] = []
     for name, count in counts.items():
-        pool = {each.key: each for each in ORIGINS[name].read(data) if len(each.prompt) <= LONGEST}
+        pool = {each.key: each for each in read(name, data) if len(each.prompt) <= LONGEST}
         chosen = [pool[key] for key in sorted(pool)[:count]]
         drawn += [((place // BLOCK + 1) * BLOCK / len(chosen), name, each) for place, each in enumerate(chosen)]
     return [each for _, _, each in sorted(drawn, key=lambda entry: entry[:2])]
@@ -97,19 +104,52 @@ def _mmlu_pro(data: Path) -> Iterable[Question]:
             yield Question("mmlu_pro", row["prompt"], row["gold"], float(row["api:gpt4o"]), choices=choices)
 
 
-def _agieval(name: str, tasks: frozenset[str], introduction: str) -> Callable[[Path], Iterable[Question]]:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Of AGIEval, in one language."""
+
+    tasks: frozenset[str]
+    introduction: str
+    """Of the choices."""
+
+
+AGIEVAL: Mapping[str, Part] = {
+    "agieval_en": Part(
+        frozenset(("aqua_rat", "logiqa_en", "sat_math", "sat_en_without_passage", "lsat_ar")), "Answer Choices:"
+    ),
+    "agieval_zh": Part(
+        frozenset(
+            (
+                "jec_qa_kd",
+                "logiqa_zh",
+                "gaokao_biology",
+                "gaokao_chemistry",
+                "gaokao_geography",
+                "gaokao_history",
+                "gaokao_mathqa",
+                "gaokao_physics",
+            )
+        ),
+        "选项：",  # noqa: RUF001
+    ),
+}
+
+
+def _agieval(name: str) -> Callable[[Path], Iterable[Question]]:
     def read(data: Path) -> Iterable[Question]:
         for row in pq.read_table(data / "lmeval_small_models_wide.parquet").to_pylist():
-            if row["task"].removeprefix("agieval_") not in tasks:
-                continue
-            stem, _, rest = without_frame(row["prompt"]).rpartition(introduction)
-            choices = [choice.strip() for choice in re.split(r"\([A-E]\)", rest)[1:]]
-            gold = ast.literal_eval(row["gold"])
-            if stem and len(gold) == 1 and gold[0] < len(choices):
-                strong, letter = float(row["llama3.1-8b"]), LETTERS[gold[0]]
-                yield Question(name, _listed(stem.strip(), choices), letter, strong, choices=len(choices))
+            if row["task"].removeprefix("agieval_") in AGIEVAL[name].tasks:
+                yield from agieval(name, row["prompt"], ast.literal_eval(row["gold"]), float(row["llama3.1-8b"]))
 
     return read
+
+
+def agieval(name: str, query: str, gold: Sequence[int], strong: float) -> Iterable[Question]:
+    """The question in a `query` as evaluation harnesses put it, where it has choices of which one is right."""
+    stem, _, rest = without_frame(query).rpartition(AGIEVAL[name].introduction)
+    choices = [choice.strip() for choice in re.split(r"\([A-E]\)", rest)[1:]]
+    if stem and len(gold) == 1 and gold[0] < len(choices):
+        yield Question(name, listed(stem.strip(), choices), LETTERS[gold[0]], strong, choices=len(choices))
 
 
 def _gsm8k(data: Path) -> Iterable[Question]:
@@ -123,10 +163,14 @@ def _gsm8k(data: Path) -> Iterable[Question]:
 def _crux(data: Path) -> Iterable[Question]:
     for row in pq.read_table(data / "zeroeval_math_crux.parquet").to_pylist():
         if row["dataset"] == "crux" and row["model"] == "gpt-4-turbo-2024-04-09":
-            code = re.search(r"\[PYTHON\]\n(.*)\[/PYTHON\]", row["prompt"], re.DOTALL)
-            if code and _literal(row["gold"]) is not None:
-                prompt = f"{CRUX}\n\n{code[1].strip()}"
-                yield Question("crux", prompt, row["gold"], float(row["correct"]), "literal", 0)
+            yield from crux(row["prompt"], row["gold"], float(row["correct"]))
+
+
+def crux(prompt: str, gold: str, strong: float) -> Iterable[Question]:
+    """What the code in `prompt` computes, where that is a literal."""
+    code = re.search(r"\[PYTHON\]\n(.*)\[/PYTHON\]", prompt, re.DOTALL)
+    if code and literal(gold) is not None:
+        yield Question("crux", f"{CRUX}\n\n{code[1].strip()}", gold, strong, "literal", 0)
 
 
 CRUX = "What does the assertion compare with? Answer with the Python literal only."
@@ -134,41 +178,15 @@ ORIGINS: Mapping[str, Origin] = {
     "mmlu": Origin(_mmlu, "gpt-4-1106-preview", trains=False),
     "gsm8k": Origin(_gsm8k, "gpt-4-1106-preview", trains=False),
     "mmlu_pro": Origin(_mmlu_pro, "gpt-4o", trains=True),
-    "agieval_en": Origin(
-        _agieval(
-            "agieval_en",
-            frozenset(("aqua_rat", "logiqa_en", "sat_math", "sat_en_without_passage", "lsat_ar")),
-            "Answer Choices:",
-        ),
-        "llama3.1-8b",
-        trains=True,
-    ),
-    "agieval_zh": Origin(
-        _agieval(
-            "agieval_zh",
-            frozenset(
-                (
-                    "jec_qa_kd",
-                    "logiqa_zh",
-                    "gaokao_biology",
-                    "gaokao_chemistry",
-                    "gaokao_geography",
-                    "gaokao_history",
-                    "gaokao_mathqa",
-                    "gaokao_physics",
-                )
-            ),
-            "选项：",  # noqa: RUF001
-        ),
-        "llama3.1-8b",
-        trains=True,
-    ),
+    "agieval_en": Origin(_agieval("agieval_en"), "llama3.1-8b", trains=True),
+    "agieval_zh": Origin(_agieval("agieval_zh"), "llama3.1-8b", trains=True),
     "crux": Origin(_crux, "gpt-4-turbo-2024-04-09", trains=True),
 }
 """By name."""
 
 
-def _listed(stem: str, choices: Iterable[str]) -> str:
+def listed(stem: str, choices: Iterable[str]) -> str:
+    """A question with its choices, as a person would type it."""
     return "\n".join([stem, *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))])
 
 
@@ -176,7 +194,7 @@ def _plain(text: str) -> str:
     return re.sub(r"\W", "", text).lower()
 
 
-def _literal(text: str) -> object:
+def literal(text: str) -> object:
     """The value of the last line of code in an answer, or what it compares with; None where there is none."""
     code = re.sub(r"```(?:python)?", "", text).strip()
     for line in (code, code.splitlines()[0] if code else "", code.rpartition("==")[2].strip()):

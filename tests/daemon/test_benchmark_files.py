@@ -1,11 +1,13 @@
 """RouteLLM's result files, in small, from a server on loopback: fetched once, verified, continued, and read."""
 
 import hashlib
+import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -15,6 +17,9 @@ from daemon.benchmark_files import benchmark_files
 from models.fetch import StoreError
 from routers.evaluation import routellm
 from routers.evaluation.benchmarks import BENCHMARKS
+from routers.pins import File
+from routers.training import public
+from routers.training.questions import CRUX, Question, sample
 from tests.daemon.harness import cli, user_environment
 
 HEADER = f"prompt,{routellm.WEAK},{routellm.STRONG}\n"
@@ -37,26 +42,28 @@ CONTENTS = {
 
 
 class Server(ThreadingHTTPServer):
-    def __init__(self) -> None:
+    def __init__(self, contents: Mapping[str, str] = CONTENTS) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.contents = {path: text.encode() for path, text in CONTENTS.items()}
+        self.contents = {path: text.encode() for path, text in contents.items()}
         self.asked: list[tuple[str, str | None]] = []
         self.cut: str | None = None
         """The file whose next response breaks off in the middle, and every one after it is refused."""
         self.refuse = False
 
-    def files(self) -> list[routellm.File]:
-        return [
-            routellm.File(path, (f"http://127.0.0.1:{self.server_port}/{path}",), len(bytes_), _sha256(bytes_))
-            for path, bytes_ in ((path, text.encode()) for path, text in CONTENTS.items())
+        self.pins = [
+            File(path, (f"http://127.0.0.1:{self.server_port}/{quote(path)}",), len(bytes_), _sha256(bytes_))
+            for path, bytes_ in self.contents.items()
         ]
+
+    def files(self) -> list[File]:
+        return self.pins
 
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        path = self.path.lstrip("/")
+        path = unquote(self.path.lstrip("/"))
         self.server.asked.append((path, self.headers["Range"]))
         if self.server.refuse:
             self.send_error(503)
@@ -78,8 +85,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    server = Server(getattr(request, "param", CONTENTS))
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield server
@@ -143,12 +150,58 @@ def test_a_file_that_was_damaged_here_is_fetched_again(server: Server, tmp_path:
     assert BENCHMARKS["gsm8k"](folder).prompts == ["How many\u2028?"]
 
 
-def test_every_pinned_file_is_named_by_its_commit_and_a_whole_hash() -> None:
-    files = routellm.files()
-    assert len(files) == len({file.path for file in files}) == 63
+@pytest.mark.parametrize(("files", "count", "folder"), [(routellm.files(), 63, ""), (public.files(), 28, "[a-z_]+/")])
+def test_every_pinned_file_is_named_by_its_commit_and_a_whole_hash(files: list[File], count: int, folder: str) -> None:
+    assert len(files) == len({file.path for file in files}) == count
     for file in files:
+        path = quote(re.sub(f"^{folder}", "", file.path))
         assert re.fullmatch(r"[0-9a-f]{64}", file.sha256)
-        assert all(re.search(r"^https://.*/[0-9a-f]{40}/.*" + re.escape(file.path) + "$", url) for url in file.urls)
+        assert all(re.search(r"^https://.*/[0-9a-f]{40}/.*" + re.escape(path) + "$", url) for url in file.urls)
+
+
+QUESTIONS = {
+    "mmlu_pro/eval_results/gpt4o/computer science_result.json": json.dumps(
+        [
+            {"question": "Which?", "options": ["this", "that", "none"], "answer": "B", "pred": pred, "src": src}
+            for src, pred in (("stemez-Business", "B"), ("ori_mmlu-virology", "B"))
+        ]
+    ),
+    "agieval/some/samples_agieval_sat_math_2025-04-10T07-38-40.jsonl": "".join(
+        json.dumps({"doc": {"query": f"Q: {stem} is? Answer Choices: (A)2 (B)4\nA:", "gold": gold}, "acc": 1.0}) + "\n"
+        for stem, gold in (("x", [1]), ("y", [0, 1]))
+    ),
+    "crux/result_dirs/crux/gpt-4-turbo.json": json.dumps(
+        [{"question": "Say.\n\n[PYTHON]\nf('a') == ??\n[/PYTHON]", "answer": "'a'", "output": [said]}
+         for said in ('```json\n{"reasoning": "r", "answer": "a"}\n```',)]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("server", [QUESTIONS], indirect=True)
+def test_published_questions_are_fetched_and_read_without_those_of_benchmarks(server: Server, tmp_path: Path) -> None:
+    folder = benchmark_files(server.files(), quiet, tmp_path)
+    found = sample(folder, {"mmlu_pro": 5, "agieval_en": 5, "agieval_zh": 5, "crux": 5}, public.read)
+
+    assert sorted(found, key=lambda each: each.source) == [
+        Question("agieval_en", "x is?\nA. 2\nB. 4", "B", 1.0, choices=2),
+        Question("crux", f"{CRUX}\n\nf('a') == ??", "'a'", 1.0, "literal", 0),
+        Question("mmlu_pro", "Which?\nA. this\nB. that\nC. none", "B", 1.0, choices=3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("output", "gold", "right"),
+    [
+        ('{"answer": "[1, 2]"}', "[1,2]", True),
+        ('{"answer": [1, 2]}', "[1,2]", True),
+        ('{"answer": "a"}', "'a'", True),
+        ('{"answer": "\'a\'"}', "'a'", True),
+        ('{"answer": "b"}', "'a'", False),
+        ("I do not know.", "'a'", False),
+    ],
+)
+def test_published_answers_are_marked_with_and_without_quotation_marks(output: str, gold: str, right: bool) -> None:
+    assert public.is_said(output, gold) is right
 
 
 def test_without_data_and_in_privacy_mode_nothing_is_fetched(tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """The command line as a person uses it: the good way, and what mistakes say."""
 
 import json
+import re
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from daemon.doctor import clock, compiled
 from tests.daemon.harness import Daemon, cli, user_environment
 from tests.emulators.servers import KEY, Emulator
 
@@ -20,9 +23,19 @@ def home(tmp_path: Path) -> dict[str, str]:
 def test_help_imports_nothing_heavy(home: Mapping[str, str]) -> None:
     seen = cli({**home, "PYTHONPROFILEIMPORTTIME": "1"}, "--help").stderr
 
-    assert "click" in seen
-    for heavy in ("pydantic", "numpy", "onnxruntime", "aiohttp", "llama_cpp", "rich"):
-        assert f"| {heavy}\n" not in seen.replace("|   ", "| ")
+    imported = {line.rpartition("|")[2].strip() for line in seen.splitlines()}
+
+    assert {"click", "daemon.cli"} <= imported
+    assert not imported & {
+        "pydantic",
+        "numpy",
+        "onnxruntime",
+        "aiohttp",
+        "llama_cpp",
+        "rich",
+        "asyncio",
+        "opentelemetry",
+    }
 
 
 def test_an_empty_key_is_refused(home: Mapping[str, str]) -> None:
@@ -59,12 +72,14 @@ def test_a_port_in_use_names_its_holder(upcall: Daemon) -> None:
 
 ANY = "what this machine has"
 HEALTHY = {
-    "python": "ok", "local model": "ok", "fit": "ok", "router": "ok", "key": "note", "port": "ok", "kernel": ANY,
+    "python": "ok", "clock": ANY, "llama.cpp": ANY,
+    "local model": "ok", "fit": "ok", "router": "ok", "key": "note", "port": "ok", "kernel": ANY,
     "battery": "ok", "systemd": ANY, "disk": ANY, "ledger": "ok",
 }  # fmt: skip
 BROKEN = {
-    "python": "ok", "local model": "bad", "router": "bad", "cloud": "note", "key": "note", "port": "bad", "kernel": ANY,
-    "battery": "ok", "systemd": ANY, "disk": ANY, "ledger": "bad",
+    "python": "ok", "clock": ANY, "llama.cpp": ANY,
+    "local model": "bad", "router": "bad", "cloud": "note", "key": "note", "traces": "bad", "port": "bad",
+    "kernel": ANY, "battery": "ok", "systemd": ANY, "disk": ANY, "ledger": "bad",
 }  # fmt: skip
 
 
@@ -72,6 +87,8 @@ def test_doctor_finds_a_ready_machine_well(tmp_path: Path, models_ready: Path) -
     examined = cli({**user_environment(tmp_path, models_ready), "UPCALL_SERVER__PORT": "0"}, "doctor", "--json")
 
     assert _states(examined.stdout) == HEALTHY
+    assert re.search(r"compiled (for this processor \(|without )", examined.stdout)
+    assert f"it is {time.strftime('%Y-', time.gmtime())}" in examined.stdout
     assert "upcall key set openai" in examined.stdout or "credential" in examined.stdout
     assert examined.returncode == ('"bad"' in examined.stdout)
 
@@ -85,7 +102,8 @@ def test_doctor_names_what_is_broken_and_the_command_that_mends_it(home: Mapping
         holder.listen()
         port = holder.getsockname()[1]
         threading.Thread(target=_answer_nonsense, args=(holder,), daemon=True).start()
-        examined = cli({**home, "UPCALL_SERVER__PORT": str(port)}, "doctor", "--json")
+        settings = {"UPCALL_SERVER__PORT": str(port), "UPCALL_TELEMETRY__OTLP_ENDPOINT": "http://127.0.0.1:9"}
+        examined = cli({**home, **settings}, "doctor", "--json")
     bad = {finding["check"]: finding["text"] for finding in json.loads(examined.stdout) if finding["state"] == "bad"}
 
     assert examined.returncode == 1
@@ -93,7 +111,56 @@ def test_doctor_names_what_is_broken_and_the_command_that_mends_it(home: Mapping
     assert "upcall pull smollm2-135m" in bad["local model"]
     assert "upcall pull use-multilingual" in bad["router"]
     assert "server.port" in bad["port"]
+    assert "start a collector" in bad["traces"]
     assert f"mv {ledger}" in bad["ledger"]
+
+
+@pytest.mark.parametrize(
+    ("now", "kept", "state", "said"),
+    [
+        (1.8e9, True, "ok", "2027-01-15 08:00 UTC"),
+        (1.8e9, False, "note", "timedatectl set-ntp true"),
+        (0.0, True, "bad", "1970-01-01 00:00 UTC, before upcall was installed"),
+        (0.0, False, "bad", "timedatectl set-ntp true"),
+    ],
+)
+def test_doctor_tells_a_clock_that_is_kept_right_from_one_that_is_not_and_from_one_that_is_wrong(
+    now: float, kept: bool, state: str, said: str
+) -> None:
+    found = clock(now, 1.7e9, kept)
+
+    assert found.state == state
+    assert said in found.text
+
+
+X86 = "model name\t: any\nflags\t\t: fpu sse2 avx f16c fma avx2 avx512f avx512_vnni\n"
+ARM = "Features\t: fp asimd asimddp\n"
+
+
+@pytest.mark.parametrize(
+    ("built", "cpu", "state", "said"),
+    [
+        (
+            "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | F16C = 1 | FMA = 1 | AVX512 = 1 | AVX512_VNNI = 1 |",
+            X86,
+            "ok",
+            "AVX2",
+        ),
+        ("CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | F16C = 1 | FMA = 1 |", X86, "note", "without AVX512, AVX512_VNNI"),
+        ("CPU : SSE3 = 1 | AVX2 = 0 |", X86, "note", "without AVX, AVX2, AVX512, AVX512_VNNI, F16C, FMA"),
+        ("CPU : NEON = 1 | ARM_FMA = 1 | DOTPROD = 1 |", ARM, "ok", "NEON, DOTPROD"),
+        ("CPU : NEON = 1 | ARM_FMA = 1 |", ARM, "note", "without DOTPROD"),
+        ("", X86, "bad", "cannot be loaded"),
+        ("CPU : AVX = 1 |", "", "ok", "compiled for this processor"),
+    ],
+)
+def test_doctor_compares_what_llama_cpp_was_compiled_with_to_what_the_processor_has(
+    built: str, cpu: str, state: str, said: str
+) -> None:
+    found = compiled(built, cpu)
+
+    assert (found.state, said in found.text) == (state, True), found.text
+    assert ("pip install --force-reinstall" in found.text) == (state != "ok")
 
 
 def _states(shown: str) -> dict[str, str]:

@@ -108,6 +108,19 @@ async def test_a_first_without_a_key_leaves_the_prompt_to_the_next_and_all_faili
     daemon = start(escalating, upstream, fallback(another), CLOUD__KEY="stored_nowhere")
     status, model, row = await ask(daemon)
     assert (status, model, row["error"]) == (200, "second", "no_key")
+    cloud = (await asyncio.to_thread(daemon.call, "GET", "/healthz"))["cloud"]
+    assert [(each["model"], each["has_key"]) for each in cloud["models"]] == [("gpt-4", False), ("second", True)]
+    assert (cloud["has_key"], cloud["resting"]) == (True, False)
+    said = [
+        found["text"]
+        for found in json.loads((await asyncio.to_thread(daemon.cli, "doctor", "--json")).stdout)
+        if found["check"] == "key"
+    ]
+    assert ["gpt-4 is passed over" in said[0], "second at" in said[1], len(said)] == [True, True, 2]
+    tried = await asyncio.to_thread(daemon.cli, "key", "test")
+    assert (tried.returncode, tried.stdout, tried.stderr[:7]) == (1, "second answers\n", "gpt-4: ")
+    assert "gpt-4, " in (shown := (await asyncio.to_thread(daemon.cli, "status")).stdout)
+    assert "second, the endpoint asks for no key" in shown
     another.script = refusing(500)
     status, model, row = await ask(daemon)
     assert (status, model, row["error"], row["reason"]) == (200, "smollm2-135m", "no_key", "cloud_failed")

@@ -1,5 +1,7 @@
 """Every command of the tree: what it says of itself, and what it says to mistakes, on one line and with a status."""
 
+import ast
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -55,7 +57,7 @@ MISTAKES = {
     "key set": ["key set openai: 1 no key was given", "key set: 2 Missing argument"],
     "key test": ["key test --config {misspelt}: 2 did you mean", "key test --config /n.toml: 2 no such file"],
     "key where": ["key where ../x: 1 key name", "key where: 2 Missing argument"],
-    "learn-model": ["learn-model x: 2 Missing option '--data'", "learn-model x --questions 3: 2 x>=200"],
+    "learn-model": ["learn-model x: 1 no model is called", "learn-model x --questions 3: 2 x>=200"],
     "models": ["models --missing: 2 No such option", "models llama3-8b: 2 unexpected extra argument"],
     "privacy": ["privacy maybe: 2 maybe", "privacy: 2 Missing argument"],
     "pull": [
@@ -160,11 +162,50 @@ def test_models_are_listed_with_whether_they_are_here(tmp_path: Path, models_rea
     assert " no " in rows["llama3-8b"]
 
 
-def test_a_model_that_is_here_is_not_fetched_again(tmp_path: Path, models_ready: Path) -> None:
+def test_a_model_that_is_here_is_not_fetched_again_and_the_bar_leaves_standard_output_to_the_result(
+    tmp_path: Path, models_ready: Path
+) -> None:
     pulled = run(user_environment(tmp_path, models_ready), "pull", "smollm2-135m")
 
     assert pulled.returncode == 0
-    assert "smollm2-135m: " in pulled.stdout
+    assert re.fullmatch(r"smollm2-135m: /\S+\n", pulled.stdout)
+    assert "smollm2-135m" in pulled.stderr
+
+
+def test_an_evaluation_that_is_piped_gives_its_table_and_nothing_of_its_progress(
+    home: Mapping[str, str], tmp_path: Path
+) -> None:
+    reason = "needs the training libraries (make train-deps)"
+    pytest.importorskip("matplotlib", reason=reason)
+    arrow, parquet = (pytest.importorskip(name, reason=reason) for name in ("pyarrow", "pyarrow.parquet"))
+    rows = [
+        {"prompt": f"How many? {row}", "strong_correct": 1, "weak_correct": row % 2, "contaminated": False}
+        for row in range(20)
+    ]
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "routellm_gsm8k.parquet")
+    environment = {**home, "UPCALL_ENCODER": "/none"}
+    piped = run(environment, "evaluate", "--routers", "random", "--benchmark", "gsm8k", "--data", str(tmp_path))
+
+    assert piped.returncode == 0, piped.stderr
+    assert "random on gsm8k" not in piped.stdout
+    rows_shown = [words[:2] for line in piped.stdout.splitlines() if (words := re.findall(r"[\w%]+", line))]
+    assert rows_shown[0] == ["benchmark", "router"]
+    assert ["gsm8k", "random"] in rows_shown
+    assert "random on gsm8k" in piped.stderr
+
+
+def test_every_progress_bar_says_that_it_goes_to_standard_error() -> None:
+    bars = {
+        f"{path.name}:{call.lineno}": ast.unparse(call)
+        for room in ("daemon", "models", "routers")
+        for path in Path(__file__).parents[2].joinpath(room).rglob("*.py")
+        if "rich.progress" in path.read_text()
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("track", "Progress", "Bar")
+    }
+
+    assert len(bars) > 6
+    assert [bar for bar in bars.items() if "console=Console(stderr=True)" not in bar[1]] == []
 
 
 def test_privacy_is_switched_without_a_daemon(home: Mapping[str, str]) -> None:

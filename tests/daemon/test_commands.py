@@ -173,7 +173,7 @@ def test_a_model_that_is_here_is_not_fetched_again_and_the_bar_leaves_standard_o
 
 
 def test_an_evaluation_that_is_piped_gives_its_table_and_nothing_of_its_progress(
-    home: Mapping[str, str], tmp_path: Path
+    home: Mapping[str, str], tmp_path: Path, use_encoder: Path
 ) -> None:
     reason = "needs the training libraries (make train-deps)"
     pytest.importorskip("matplotlib", reason=reason)
@@ -183,15 +183,15 @@ def test_an_evaluation_that_is_piped_gives_its_table_and_nothing_of_its_progress
         for row in range(20)
     ]
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "routellm_gsm8k.parquet")
-    environment = {**home, "UPCALL_ENCODER": "/none"}
-    piped = run(environment, "evaluate", "--routers", "random", "--benchmark", "gsm8k", "--data", str(tmp_path))
+    environment = {**home, "UPCALL_ENCODER": str(use_encoder), "COLUMNS": "200"}
+    piped = run(environment, "evaluate", "--routers", "mf", "--benchmark", "gsm8k", "--data", str(tmp_path))
 
     assert piped.returncode == 0, piped.stderr
-    assert "random on gsm8k" not in piped.stdout
+    assert "mf on gsm8k" not in piped.stdout
     rows_shown = [words[:2] for line in piped.stdout.splitlines() if (words := re.findall(r"[\w%]+", line))]
     assert rows_shown[0] == ["benchmark", "router"]
-    assert ["gsm8k", "random"] in rows_shown
-    assert "random on gsm8k" in piped.stderr
+    assert ["gsm8k", "mf"] in rows_shown
+    assert "mf on gsm8k" in piped.stderr
 
 
 def test_every_progress_bar_says_that_it_goes_to_standard_error() -> None:

@@ -105,6 +105,11 @@ class Context:
         """
         start: int = self._batch.n_tokens
         end = start + len(tokens)
+        if end == start + 1:  # one after the other, this is what a running answer consists of: slices cost much more
+            self._tokens[start], self._positions[start] = tokens[0], position
+            self._sequences[start], self._outputs[start] = sequence, output
+            self._batch.n_tokens = end
+            return start
         self._tokens[start:end] = tokens
         self._positions[start:end] = range(position, position + len(tokens))
         self._sequences[start:end] = sequence

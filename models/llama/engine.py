@@ -137,6 +137,8 @@ class Engine:
         def work() -> bool:
             return bool(self._ended or self._waiting or self._answers)
 
+        if self._answers and not self._ended:
+            return True
         with self._wake:
             resting = self._pool.keeps and not self._wake.wait_for(work, timeout=_REST)
         while resting and not work() and self._pool.keep_next():
@@ -148,6 +150,8 @@ class Engine:
 
     def _admit(self) -> None:
         """Give slots to the head of the queue, first come first served."""
+        if not self._waiting:
+            return
         while self._waiting:
             with self._wake:
                 self._drop_cancelled()
@@ -180,7 +184,7 @@ class Engine:
         begun = any(answer.generated == 1 and not answer.in_prompt for answer in self._answers)
         hidden = self._settings.hidden_state and begun
         parts = self._compose(prompts=not hidden)
-        self._computing_prompts = frozenset(answer.task for answer, _ in parts if answer.in_prompt)
+        self._computing_prompts = prompts = frozenset(answer.task for answer, _ in parts if answer.in_prompt)
         self._context.abort.clear()
         if not parts or self._ended or any(answer.task.cancelled for answer, _ in parts):
             return
@@ -188,7 +192,8 @@ class Engine:
         result = self._context.decode(hidden=hidden)
         self._computing_prompts = frozenset()
         if result == 0:
-            self._measure(parts, time.monotonic() - started)
+            if prompts:
+                self._measure(parts, time.monotonic() - started)
             for answer, tokens in parts:
                 answer.slot.extend(tokens)
                 answer.pending = answer.pending[len(tokens) :]

@@ -19,6 +19,18 @@ from llama_cpp import llama_cpp as _bindings
 lib: Any = _bindings
 version: str = __version__
 
+
+def brief(name: str) -> Any:
+    """A function of `lib` for calls of microseconds: it keeps the interpreter lock.
+
+    All others let go of it and then wait for it behind whatever thread took it meanwhile, which between two tokens is
+    the event loop with all that it does about the last one.
+    """
+    function = ctypes.PyDLL(_bindings._lib._name, handle=_bindings._lib._handle)[name]
+    function.argtypes, function.restype = getattr(lib, name).argtypes, getattr(lib, name).restype
+    return function
+
+
 _log = logging.getLogger(__name__)
 _captures = threading.local()
 

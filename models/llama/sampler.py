@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.llama.native import captured_log, lib
+from models.llama.native import brief, captured_log, lib
 from models.llama.vocabulary import Vocabulary
 
-_REACH = 12.0
-"""Nats below the likeliest token within which a few hundred others lie; those below count for nothing."""
+_apply, _accept = brief("llama_sampler_apply"), brief("llama_sampler_accept")
+
+_REACHES = (6.0, 9.0, 12.0)
+"""Nats below the likeliest token: the nearest within which enough others lie spares the sampler all the rest."""
 _MOST_AT_ONCE = 8192
 _LONGEST_OPENING = 256
 """Bytes of an answer within which it has to show that it is one for the grammar."""
@@ -60,6 +62,7 @@ class Candidates:
         self._fresh[:, 0] = np.arange(size)
         self._words = self._fresh.copy()
         self.logits: NDArray[np.float32] = self._words.view(np.float32)[:, 1]
+        self._near = np.empty(size, np.bool_)
         self._address = self._words.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
         self.array = lib.llama_token_data_array()
 
@@ -71,11 +74,14 @@ class Candidates:
 
     def fill_best(self, row: NDArray[np.float32], greatest: float, count: int) -> None:
         """The likeliest tokens with their logits: at least `count`, the greatest of which is `greatest`."""
-        ids = np.flatnonzero(row > greatest - _REACH)
-        if not count <= len(ids) <= _MOST_AT_ONCE:
-            return self.fill(row)
-        self._words[: len(ids), 0], self.logits[: len(ids)] = ids, row[ids]
-        return self._reset(len(ids))
+        for reach in _REACHES:
+            np.greater(row, np.float32(greatest - reach), out=self._near)
+            size = int(np.count_nonzero(self._near))
+            if count <= size <= _MOST_AT_ONCE:
+                ids = self._near.nonzero()[0]
+                self._words[:size, 0], self.logits[:size] = ids, row[ids]
+                return self._reset(size)
+        return self.fill(row)
 
     def only(self, token: int) -> None:
         """One token, with a logit that a grammar turns into -inf where it forbids it."""
@@ -131,8 +137,8 @@ class Sampler:
                 if not np.isfinite(candidates.logits.max()):  # llama.cpp aborts the process on an empty choice
                     raise NoTokenLeftError
                 token = self._pick(candidates)
-            lib.llama_sampler_accept(self._grammar, token)
-        lib.llama_sampler_accept(self._chain, token)
+            _accept(self._grammar, token)
+        _accept(self._chain, token)
         return token
 
     def _watch(self, token: int, trigger: bytes) -> None:
@@ -156,7 +162,7 @@ class Sampler:
                 if not self._allows(earlier, candidates):
                     self._grammar = None  # its blanks, say: llama.cpp would end the process if told of such a token
                     return
-                lib.llama_sampler_accept(self._grammar, earlier)
+                _accept(self._grammar, earlier)
         elif text.lstrip()[:1] not in ("", "{") or len(text) > _LONGEST_OPENING:
             self._opening = self._grammar = None
         elif text.strip():  # neither blanks before it nor a control token, Llama 3.1's <|python_tag|>, are part of it
@@ -165,11 +171,11 @@ class Sampler:
     def _allows(self, token: int, candidates: Candidates) -> bool:
         """Asking the grammar about one token takes microseconds, about all of them tens of milliseconds."""
         candidates.only(token)
-        lib.llama_sampler_apply(self._grammar, ctypes.byref(candidates.array))
+        _apply(self._grammar, ctypes.byref(candidates.array))
         return bool(candidates.logits[0] >= 0)
 
     def _pick(self, candidates: Candidates) -> int:
-        lib.llama_sampler_apply(self._chain, ctypes.byref(candidates.array))
+        _apply(self._chain, ctypes.byref(candidates.array))
         return int(candidates.array.data[candidates.array.selected].id)
 
 

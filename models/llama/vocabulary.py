@@ -26,6 +26,7 @@ class Vocabulary:
             if lib.llama_vocab_get_attr(self.pointer, token) & lib.LLAMA_TOKEN_ATTR_CONTROL
         ) - {""}
         self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
 
     def tokenize(self, parts: Iterable[tuple[str, bool]], *, add_bos: bool) -> NDArray[np.int32]:
         """Ids of the parts' texts, shape `(n,)`; only in parts marked `True` are texts of control tokens these."""
@@ -49,7 +50,10 @@ class Vocabulary:
 
     def ends_answer(self, token: int) -> bool:
         """Whether the model says with this token that it has finished."""
-        return bool(lib.llama_vocab_is_eog(self.pointer, token))
+        ends = self._ends.get(token)
+        if ends is None:
+            ends = self._ends[token] = bool(lib.llama_vocab_is_eog(self.pointer, token))
+        return ends
 
     def _tokenize(self, string: str, *, control: bool) -> NDArray[np.int32]:
         text = string.encode("utf-8", "replace")

@@ -14,9 +14,9 @@ from models.llama.model import LlamaModel
 from models.llama.settings import LlamaSettings
 from tests.daemon.harness import wait_until
 from tests.models.llama.conftest import ask, assert_same
-from tests.models.llama.test_llama_engine import LIKELY, long_text
 
-QUESTION = long_text(1) + "Which animal is it?"
+QUESTION = "The quick brown fox jumps over the lazy dog near the river. " * 5 + "Which animal is it?"
+LIKELY = {"logprobs": True, "top_logprobs": 10, "max_tokens": 8}
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ async def test_what_somebody_deletes_is_forgotten_in_memory_too(
 
     await ask(model, QUESTION, max_tokens=2)
     await asyncio.to_thread(wait_until, lambda: any(path.suffix == ".kv" for path in files(kept)))
-    assert (await ask(model, QUESTION, max_tokens=2)).usage.cached_tokens > 100
+    assert (await ask(model, QUESTION, max_tokens=2)).usage.cached_tokens > 80
     for path in files(kept):
         path.unlink()
     assert (await ask(model, QUESTION, max_tokens=2)).usage.cached_tokens == 0

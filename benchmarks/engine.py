@@ -1,10 +1,12 @@
 """The local engine beside llama.cpp's own server: the same file, threads, context, sampling and run, turn by turn.
 
     python benchmarks/engine.py MODEL.gguf --llama-server PATH/TO/llama-server --out benchmarks/results/engine.md
-    python benchmarks/engine.py MODEL.gguf --xllamacpp PATH/TO/python   # an environment with that package
+    python benchmarks/engine.py MODEL.gguf --xllamacpp   # the same server from a package, in an environment of its own
 
 The peer answers over HTTP on loopback and is read by a client that does next to nothing; our engine streams to an event
-loop in its own process, as in the worker. Ratios above 1 mean that ours is better.
+loop in its own process, as in the worker, with the settings that the daemon gives it. The two take turns, and turns in
+who begins. Ratios above 1 mean that ours is better. A llama-server of the same commit and flags as llama-cpp-python is
+the fairer peer: the package's is built for any processor with AVX2.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+import venv
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -33,6 +36,7 @@ from models.llama.model import LlamaModel
 from models.llama.settings import LlamaSettings
 
 Messages = Sequence[dict[str, str]]
+ENVIRONMENT = Path(__file__).resolve().parents[1] / ".build/xllamacpp"
 SAMPLING = {"temperature": 0.7, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
 
 
@@ -90,7 +94,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--llama-server", type=Path)
-    parser.add_argument("--xllamacpp", type=Path)
+    parser.add_argument("--xllamacpp", type=Path, nargs="?", const=ENVIRONMENT / "bin/python", metavar="PYTHON")
     parser.add_argument("--parallel", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)
@@ -132,8 +136,8 @@ async def compare_parallel(engines: Sequence[Engine], parallel: int, options: ar
     rates: list[list[float]] = [[] for _ in engines]
     firsts: list[list[float]] = [[] for _ in engines]
     work: list[list[float]] = [[] for _ in engines]
-    for _ in range(options.rounds):
-        for at, engine in enumerate(engines):
+    for turn in range(options.rounds):
+        for at, engine in in_turn(engines, turn):
             start, worked = time.perf_counter(), processor_time(engine)
             answers = await asyncio.gather(*(engine.stream(prompt(48), options.tokens) for _ in range(parallel)))
             rates[at].append(parallel * options.tokens / (time.perf_counter() - start))
@@ -165,43 +169,50 @@ async def compare_cold(engines: Sequence[Engine], options: argparse.Namespace) -
 
 
 async def compare_chat(engines: Sequence[Engine], options: argparse.Namespace) -> str:
-    """Time to the first token in the last turn of a conversation that grows."""
-    found = []
-    for engine in engines:
+    """Time to the first token in the last turns of conversations that grow."""
+    firsts: list[list[float]] = [[] for _ in engines]
+    for _ in range(min(options.rounds, 3)):
         chat: list[dict[str, str]] = []
-        firsts = []
         for turn in range(options.turns):
             chat.append({"role": "user", "content": f"{turn}: {words(24)}"})
-            start = time.perf_counter()
-            times = await engine.stream(chat, 16)
-            firsts.append(times[0] - start)
+            for at, engine in in_turn(engines, turn):
+                start = time.perf_counter()
+                times = await engine.stream(chat, 16)
+                if turn >= options.turns - 3:
+                    firsts[at].append(times[0] - start)
             chat.append({"role": "assistant", "content": words(12)})
-        found.append(statistics.median(firsts[-3:]))
-    return row(f"turn {options.turns} of a growing chat: first token, s", found, higher_is_better=False)
+    found = list(map(statistics.median, firsts))
+    title = f"turns {options.turns - 2} to {options.turns} of a growing chat: first token, s"
+    return row(title, found, higher_is_better=False)
 
 
 async def compare_stall(engines: Sequence[Engine], options: argparse.Namespace) -> str:
     """Waits between the tokens of three running streams while a prompt of 2k tokens is processed beside them."""
-    found = []
-    for engine in engines:
-        running = [asyncio.create_task(engine.stream(prompt(24), 4 * options.tokens)) for _ in range(3)]
-        await asyncio.sleep(2)
-        start = time.perf_counter()
-        await engine.stream(prompt(2000), 4)
-        end = time.perf_counter()
-        gaps = []
-        for times in await asyncio.gather(*running):
-            gaps += [b - a for a, b in itertools.pairwise(times) if b > start and a < end]
-        found.append(1000 * (statistics.quantiles(gaps, n=100)[98] if len(gaps) > 1 else end - start))
+    gaps: list[list[float]] = [[] for _ in engines]
+    for turn in range(min(options.rounds, 2)):
+        for at, engine in in_turn(engines, turn):
+            running = [asyncio.create_task(engine.stream(prompt(24), 4 * options.tokens)) for _ in range(3)]
+            await asyncio.sleep(2)
+            start = time.perf_counter()
+            await engine.stream(prompt(2000), 4)
+            end = time.perf_counter()
+            for times in await asyncio.gather(*running):
+                gaps[at] += [b - a for a, b in itertools.pairwise(times) if b > start and a < end]
+    found = [1000 * statistics.quantiles(each, n=100)[98] for each in gaps]
     return row("gap between tokens while a 2k prompt is read, ms, p99", found, higher_is_better=False)
 
 
 async def repeat(engines: Sequence[Engine], rounds: int, measure: Callable[[Engine], Any]) -> list[float]:
     found: list[list[float]] = [[] for _ in engines]
-    for _ in range(rounds):
-        for at, engine in enumerate(engines):
+    for turn in range(rounds):
+        for at, engine in in_turn(engines, turn):
             found[at].append(await measure(engine))
     return list(map(statistics.median, found))
+
+
+def in_turn(engines: Sequence[Engine], turn: int) -> list[tuple[int, Engine]]:
+    """Each with its place; every other time the last one first."""
+    return list(enumerate(engines))[:: -1 if turn % 2 else 1]
 
 
 async def timed(engine: Engine, messages: Messages, tokens: int, value: Callable[[list[float], float], float]) -> float:
@@ -227,6 +238,7 @@ async def our_engine(options: argparse.Namespace) -> AsyncIterator[Ours]:
         cache_tokens=options.context,
         slots=max(options.parallel),
         threads=options.threads,
+        confidence_tokens=0,  # as in the daemon, unless a second look asks for them
     )
     model = LlamaModel(settings)
     async for _ in model.chat(ChatRequest(messages=prompt(4), max_tokens=1)):
@@ -246,6 +258,8 @@ async def peer_engine(options: argparse.Namespace) -> AsyncIterator[Peer]:
         command = [options.llama_server, "-m", options.model, *arguments.split(), "-t", str(options.threads)]
         name = "llama-server"
     elif options.xllamacpp:
+        if options.xllamacpp == ENVIRONMENT / "bin/python":
+            install_xllamacpp()
         command = [options.xllamacpp, "-c", XLLAMACPP, options.model, port, options.context, max(options.parallel)]
         command.append(options.threads)
         name = "xllamacpp"
@@ -265,6 +279,13 @@ async def peer_engine(options: argparse.Namespace) -> AsyncIterator[Peer]:
     finally:
         process.terminate()
         await process.wait()
+
+
+def install_xllamacpp() -> None:
+    if not (ENVIRONMENT / "bin/python").exists():
+        venv.create(ENVIRONMENT, with_pip=True)
+    pip = [ENVIRONMENT / "bin/python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    subprocess.run([*pip, "xllamacpp==2026.10.11549"], check=True)
 
 
 XLLAMACPP = """

@@ -69,7 +69,7 @@ def escalating(start_daemon: StartDaemon, tmp_path: Path) -> Escalating:
 @pytest.fixture
 def targets(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """Something worth reaching behind every attempt of `hostile.attack`."""
-    for name in ("home", "models"):
+    for name in ("home", "models", "conversations"):
         (tmp_path / name).mkdir()
     for name in ("key", "models/weak.gguf", "models/other.gguf"):
         (tmp_path / name).write_text("secret")
@@ -94,6 +94,7 @@ def targets(tmp_path: Path) -> Iterator[dict[str, Any]]:
             "key": str(tmp_path / "key"),
             "model": str(tmp_path / "models/weak.gguf"),
             "other_model": str(tmp_path / "models/other.gguf"),
+            "conversations": str(tmp_path / "conversations"),
             "home": str(tmp_path / "home"),
             "victim": victim.pid,
         }

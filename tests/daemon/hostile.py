@@ -124,7 +124,8 @@ def main() -> None:
         targets["listeners"] = [one.fileno(), other.fileno()]
         match role:
             case "local":
-                confine(readable=[Path(targets["model"])])
+                # The most that it ever may: with a folder for conversations.
+                confine(readable=[Path(targets["model"])], writable=[Path(targets["conversations"])])
             case "gateway":
                 confine_gateway()
         print(json.dumps(attack(targets)))

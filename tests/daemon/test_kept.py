@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from daemon import resolve
+from daemon.config import Local
+from models.store import Store
 from tests.daemon.harness import Daemon, client, running_daemon, wait_until
 
 LONG = "The quick brown fox jumps over the lazy dog near the river. " * 10
@@ -37,6 +40,13 @@ def test_conversations_go_on_after_a_restart_until_they_are_forgotten(tmp_path: 
         assert ask(daemon).usage.prompt_tokens_details.cached_tokens == 0, "privacy mode read something"
         assert daemon.cli("privacy", "forget").stdout == "files of conversations deleted: 1\n"
     assert kept(tmp_path) == set()
+
+
+def test_settings_of_the_local_model_reach_its_engine(smollm2: Path) -> None:
+    local = Local(model=str(smollm2), idle_seconds=5, timeout=7, cache_disk_mib=3)
+    llama = resolve.local(local, Store())
+    assert (llama.idle_unload, llama.timeout, llama.disk_bytes) == (5, 7, 3 * 2**20)
+    assert not llama.disk_folder
 
 
 def test_nothing_is_kept_unless_it_is_asked_for(tmp_path: Path, models_ready: Path) -> None:

@@ -25,7 +25,6 @@ from routers.training.embeddings import Embeddings
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
 
-USERS = 60
 COUNTS = (50, 200, 1000)
 FEWEST_ROWS = 2600
 """Prompts of a user, half of them for verdicts."""
@@ -78,19 +77,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get("UPCALL_DATA"))
     parser.add_argument("--encoder", type=Path, default=os.environ.get("UPCALL_ENCODER"))
+    parser.add_argument("--users", type=int, default=180)
+    parser.add_argument("--first", type=int, default=1000, help="of the users; what is set was set on 0 to 179")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     pool = _pool(options.data, options.encoder)
     lines = [
-        f"{USERS} users; mf@{shipped('mf').version}; {MISTAKEN:.0%} of verdicts mistaken; gain in APGR on held-out "
-        "prompts of the user's own mix.",
+        f"{options.users} users, from number {options.first} on; mf@{shipped('mf').version}; {MISTAKEN:.0%} of "
+        "verdicts mistaken; gain in APGR on held-out prompts of the user's own mix.",
         "",
         "| the verdict is on | verdicts | kept | mean gain | lowest | 5th percentile | below -0.01 | share of 20 % |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, judge in JUDGES.items():
         for count in COUNTS:
-            outcomes = [_user(pool, judge, count, seed) for seed in range(USERS)]
+            outcomes = [_user(pool, judge, count, options.first + user) for user in range(options.users)]
             lines += [f"| {name} | {count} | {_row(outcomes)} |"]
     print("\n".join(lines))
     if options.out:
@@ -119,14 +120,15 @@ def _user(
     asked, rest = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     told = asked[:count]
     threshold = np.quantile(pool.scores[asked], 1 - CLOUD_SHARE)
-    due = judge(pool, told, pool.scores[told] >= threshold) ^ (random.random(len(told)) < MISTAKEN)
-    correction, worth = lesson("mf", "", pool.scores[told], pool.vectors[told], due)
-    changed = worth.after >= worth.before
+    up = pool.scores[told] >= threshold
+    due = judge(pool, told, up) ^ (random.random(len(told)) < MISTAKEN)
+    correction, worth = lesson("mf", "", pool.scores[told], pool.vectors[told], due, up)
+    changed = not worth.refusal
     before = pool.scores[rest]
     after = correction.of(before, pool.vectors[rest]) if changed else before
     strong, weak = pool.strong[rest], pool.weak[rest]
     gain = curve(after, strong, weak).apgr - curve(before, strong, weak).apgr
-    return Outcome(gain, float((after >= threshold).mean()), bool(changed))
+    return Outcome(gain, float((after >= threshold).mean()), changed)
 
 
 def _pool(data: Path, encoder: Path) -> Pool:

@@ -1,5 +1,6 @@
 """Learns a router's correction from the verdicts in the ledger, and says what it is worth on verdicts held out."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from daemon.feedback import Judged, all_of
 from routers.calibration import keep, shipped, versions
-from routers.correction import Correction, Floats, learn
+from routers.correction import STEPS, Correction, Floats, Lesson, sigmoid
 from routers.encoder import DIMENSION
 from routers.interface import RouterError
 
@@ -18,7 +19,16 @@ FEWEST = 50
 """Verdicts; with fewer, chance decides what is learnt."""
 FEWEST_OF_A_KIND = 5
 """Of those for the cloud and of those for here: all of one kind tell nothing about the difference."""
-FOLDS = 5
+FOLDS, REPEATS = 5, 10
+"""Verdicts are held out a fifth at a time, divided anew so many times."""
+LEAST = 1.0
+"""Standard errors by which the held-out order must be better for anything to be kept."""
+CERTAIN = 3.0
+"""From so many on, all that was learnt is kept; with fewer a short step, since what is learnt may be wrong."""
+SHORT = 0.02
+"""Mean change of a prompt's rank, as a share of all ranks, in a short step."""
+DEPENDENT = 2.5
+"""Standard errors by which verdicts may depend on who answered, among prompts that score alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +39,36 @@ class Worth:
     before: float
     """Of two prompts, one for each place, how often the router scores the cloud's higher; 0.5 is chance."""
     after: float
+    error: float
+    """Standard error of the difference."""
+    dependence: float
+    """Standard errors by which the cloud is asked for more often where it answered than where a prompt of the same
+    score was answered here: a verdict on an answer, and not on the choice, has much of that."""
+    step: float
+    """How far the correction goes from none (0) to all that was learnt (1)."""
+
+    @property
+    def refusal(self) -> str:
+        """Why nothing is to be changed, on one line; empty where it is good enough."""
+        if self.dependence > DEPENDENT:
+            return (
+                "of prompts that score alike, those answered in the cloud were judged to belong there more often than "
+                "those answered here, as if the verdicts were on the answers; say whether the choice was right, and "
+                "`upcall feedback forget` what was meant otherwise"
+            )
+        if self.after - self.before < LEAST * self.error:
+            return (
+                f"on verdicts held out, what {self.n} verdicts teach orders prompts not clearly better "
+                f"({self.before:.3f} before, {self.after:.3f} after, standard error {self.error:.3f}); give more"
+            )
+        return ""
 
 
 def correct(router: str, ledger: Path, folder: Path) -> tuple[Path, Worth]:
     """Learn a correction of the shipped `router`, and keep it in `folder` as the latest; its file and its worth.
 
-    Raises `RouterError` where the verdicts do not do, or what they teach makes the order of prompts no better;
-    `LedgerError` where there are none to read.
+    Raises `RouterError` where the verdicts do not do, or what they teach does not make the order of prompts clearly
+    better; `LedgerError` where there are none to read.
     """
     version = shipped(router).version
     label = f"{router}@{version}"
@@ -51,27 +84,29 @@ def correct(router: str, ledger: Path, folder: Path) -> tuple[Path, Worth]:
             f"of {len(judged)} verdicts {due.sum()} are for the cloud, and learning takes {FEWEST_OF_A_KIND} for "
             "either place: there is nothing to tell apart yet"
         )
-    scores, vectors = _inputs(judged)
-    correction, worth = lesson(router, version, scores, vectors, due)
-    if worth.after < worth.before:
-        raise RouterError(
-            f"nothing is changed: on verdicts held out, what {worth.n} verdicts teach orders prompts no better "
-            f"({worth.before:.3f} before, {worth.after:.3f} after); give more of them"
-        )
+    up = np.array([each.route == "cloud" for each in judged], dtype=bool)
+    correction, worth = lesson(router, version, *_inputs(judged), due, up)
+    if worth.refusal:
+        raise RouterError(f"nothing is changed: {worth.refusal}")
     return keep(correction, folder), worth
 
 
 def lesson(
-    router: str, version: str, scores: Floats, vectors: Floats, due: NDArray[np.bool_]
+    router: str, version: str, scores: Floats, vectors: Floats, due: NDArray[np.bool_], up: NDArray[np.bool_]
 ) -> tuple[Correction, Worth]:
-    """A correction learnt from all verdicts (see `learn`), and what its like is worth on a fifth of them at a time."""
-    after = np.zeros(len(scores))
-    fold = np.random.default_rng(0).permutation(len(scores)) % FOLDS
-    for each in range(FOLDS):
-        out = fold == each
-        after[out] = learn(router, version, scores[~out], vectors[~out], due[~out]).of(scores[out], vectors[out])
-    worth = Worth(len(scores), _concordance(scores, due), _concordance(after, due))
-    return learn(router, version, scores, vectors, due, date=time.strftime("%Y-%m-%d")), worth
+    """A correction learnt from all verdicts, and what it is worth.
+
+    `scores` (n,) are the router's, `vectors` (n, 512) the prompts'; `due` (n,) says whether the cloud was, `up` (n,)
+    whether it answered.
+    """
+    learnt = Lesson(scores, vectors, due)
+    before, gains = _held_out(learnt, due)
+    gain = float(gains[due].mean())
+    # As for a difference of two areas under ROC curves (DeLong and others, 1988).
+    error = math.sqrt(sum(float(gains[kind].var(ddof=1)) / kind.sum() for kind in (due, ~due)))
+    step = 1.0 if gain >= CERTAIN * error else _short(learnt)
+    worth = Worth(len(due), before, before + gain, error, _dependence(learnt.own, due, up), step)
+    return learnt.correction(router, version, step, time.strftime("%Y-%m-%d")), worth
 
 
 def take_back(router: str, folder: Path) -> Path:
@@ -88,7 +123,58 @@ def _inputs(judged: Sequence[Judged]) -> tuple[Floats, Floats]:
     return scores, vectors.astype(np.float64)
 
 
-def _concordance(scores: Floats, due: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve; ties count half."""
-    lead = scores[due][:, None] - scores[~due][None, :]
-    return float((lead > 0).mean() + (lead == 0).mean() / 2)
+def _held_out(learnt: Lesson, due: NDArray[np.bool_]) -> tuple[float, Floats]:
+    """How well the router orders prompts of the two kinds, and by how much more often each prompt stands right to those
+    of the other kind once corrected (n,); over pairs that were held out together."""
+    random = np.random.default_rng(0)
+    before, gains = 0.0, np.zeros(len(due))
+    fold = np.zeros(len(due), dtype=np.intp)
+    for _ in range(REPEATS):
+        for kind in (due, ~due):
+            fold[kind] = random.permutation(int(kind.sum())) % FOLDS
+        for each in range(FOLDS):
+            rows = np.flatnonzero(fold == each)
+            own = _standing(learnt.own[rows], due[rows])
+            before += float(own[due[rows]].sum()) / due.sum() / REPEATS
+            gains[rows] += (_standing(learnt.held_out(rows), due[rows]) - own) / REPEATS
+    return before, gains
+
+
+def _standing(leads: Floats, due: NDArray[np.bool_]) -> Floats:
+    """For each prompt (n,), how often it stands right to one of the other kind; ties count half."""
+    ahead = leads[due][:, None] - leads[~due][None, :]
+    right = (ahead > 0) + (ahead == 0) / 2
+    standing = np.zeros(len(leads))
+    standing[due], standing[~due] = right.mean(axis=1), right.mean(axis=0)
+    return standing
+
+
+def _short(learnt: Lesson) -> float:
+    """The longest step that changes ranks by `SHORT`."""
+    ranks = _ranks(learnt.own)
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        step = (low + high) / 2
+        moved = float(np.abs(_ranks(learnt.leads(step)) - ranks).mean()) / len(ranks)
+        low, high = (step, high) if moved <= SHORT else (low, step)
+    return low
+
+
+def _ranks(leads: Floats) -> NDArray[np.intp]:
+    return leads.argsort(kind="stable").argsort()
+
+
+def _dependence(own: Floats, due: NDArray[np.bool_], up: NDArray[np.bool_]) -> float:
+    """See `Worth.dependence`: the route's coefficient beside the score, by its standard error."""
+    if up.all() or not up.any():
+        return 0.0
+    columns = np.column_stack([np.ones(len(own)), (own - own.mean()) / (own.std() or 1.0), up])
+    # Hardly any; without it, kinds that are told apart without a mistake have no finite weights.
+    pull = np.array([1e-3, 1e-3, 0.1])
+    weights = np.zeros(3)
+    for _ in range(STEPS):
+        chance = sigmoid(columns @ weights)
+        curvature = (columns * (chance * (1 - chance))[:, None]).T @ columns + np.diag(pull)
+        step = np.linalg.solve(curvature, columns.T @ (chance - due) + pull * weights)
+        weights -= step / max(1.0, float(np.abs(step).max()))
+    return float(weights[2] / math.sqrt(np.linalg.inv(curvature)[2, 2]))

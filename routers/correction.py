@@ -20,6 +20,8 @@ anything. Chosen on sources that no result is reported on (benchmarks/results/fe
 SLOPE_RIDGE = 30.0
 """Pull of the slope towards one."""
 STEPS = 30
+ENOUGH = 1e-4
+"""Newton's steps end where they change no weight by more."""
 SMALLEST = 1e-6
 """Scores are kept so far from 0 and 1, where logits end."""
 
@@ -62,32 +64,60 @@ class Correction:
         path.write_text(json.dumps({"format": FORMAT, **asdict(self)}) + "\n")
 
 
-def learn(
-    router: str, version: str, scores: Floats, vectors: Floats, strong: NDArray[np.bool_], *, date: str = ""
-) -> Correction:
-    """Fit to verdicts: the router's `scores` (n,), the prompts' `vectors` (n, 512), and whether `strong` was due.
+class Lesson:
+    """A logistic regression fitted to verdicts: on the router's `scores` (n,), the prompts' `vectors` (n, 512), and
+    whether `strong` was due (n,)."""
 
-    Afterwards the corrected logits are brought back to the mean and the spread that the router's own have on these
-    prompts. So what its thresholds send up stays about as much, and only which prompts go up changes.
-    """
-    own = logit(scores)
-    columns = np.column_stack([np.ones(len(own)), own, vectors])
-    pull = np.concatenate([[1e-3, SLOPE_RIDGE], np.full(vectors.shape[1], RIDGE + RIDGE_FEW / len(own))])
-    rest = np.concatenate([[0.0, 1.0], np.zeros(vectors.shape[1])])
-    weights = rest.copy()
-    for _ in range(STEPS):
-        chance = sigmoid(columns @ weights)
-        gradient = columns.T @ (chance - strong) + pull * (weights - rest)
-        curvature = (columns * (chance * (1 - chance))[:, None]).T @ columns + np.diag(pull)
-        step = np.linalg.solve(curvature, gradient)
-        weights -= step / max(1.0, float(np.abs(step[:2]).max()))
-        if np.abs(step).max() < 1e-6:
-            break
-    lead = columns @ weights
-    scale = float(own.std() / lead.std()) if lead.std() > 0 and own.std() > 0 else 1.0
-    bias = float(own.mean() + scale * (weights[0] - lead.mean()))
-    direction = [round(float(each), 6) for each in scale * weights[2:]]
-    return Correction(router, version, date, len(own), bias, float(scale * weights[1]), direction)
+    def __init__(self, scores: Floats, vectors: Floats, strong: NDArray[np.bool_]) -> None:
+        self.own = logit(scores)
+        """The router's own leads (n,)."""
+        # The pull leaves no weight to directions in which no prompt lies, so few verdicts need few.
+        self._basis, _ = np.linalg.qr(vectors.T)
+        self._columns = np.column_stack([np.ones(len(self.own)), self.own, vectors @ self._basis])
+        pull = np.full(self._basis.shape[1], RIDGE + RIDGE_FEW / len(self.own))
+        self._pull = np.concatenate([[1e-3, SLOPE_RIDGE], pull])
+        self._none = np.concatenate([[0.0, 1.0], np.zeros(len(pull))])
+        """The weights of no correction."""
+        self._weights = self._none.copy()
+        for _ in range(STEPS):
+            chance = sigmoid(self._columns @ self._weights)
+            gradient = self._columns.T @ (chance - strong) + self._pull * (self._weights - self._none)
+            step = np.linalg.solve(self._curvature(chance), gradient)
+            self._weights -= step / max(1.0, float(np.abs(step[:2]).max()))
+            if np.abs(step).max() < ENOUGH:
+                break
+        chance = sigmoid(self._columns @ self._weights)
+        self._misfit, self._weight = chance - strong, chance * (1 - chance)
+        self._reach = np.linalg.solve(self._curvature(chance), self._columns.T)
+
+    def leads(self, step: float = 1.0) -> Floats:
+        """Of the prompts themselves, (n,), after a `step` from the router's own (0) to what was learnt (1)."""
+        leads: Floats = self._columns @ (self._none + step * (self._weights - self._none))
+        return leads
+
+    def held_out(self, rows: NDArray[np.intp]) -> Floats:
+        """The leads of `rows`, had they not been learnt from: one step of Newton's from the fit to all."""
+        shared = self._columns[rows] @ self._reach[:, rows]
+        kept = np.eye(len(rows)) - self._weight[rows, None] * shared
+        leads: Floats = self._columns[rows] @ self._weights + shared @ np.linalg.solve(kept, self._misfit[rows])
+        return leads
+
+    def correction(self, router: str, version: str, step: float = 1.0, date: str = "") -> Correction:
+        """What was learnt, after a `step` as in `leads`.
+
+        The corrected logits get the mean and the spread that the router's own have on these prompts. So what its
+        thresholds send up stays about as much, and only which prompts go up changes.
+        """
+        lead = self.leads(step)
+        scale = float(self.own.std() / lead.std()) if lead.std() > 0 and self.own.std() > 0 else 1.0
+        weights = scale * (self._none + step * (self._weights - self._none))
+        bias = weights[0] + self.own.mean() - scale * lead.mean()
+        direction = [round(float(each), 6) for each in self._basis @ weights[2:]]
+        return Correction(router, version, date, len(self.own), float(bias), float(weights[1]), direction)
+
+    def _curvature(self, chance: Floats) -> Floats:
+        curved: Floats = (self._columns * (chance * (1 - chance))[:, None]).T @ self._columns + np.diag(self._pull)
+        return curved
 
 
 def in_force(router: str, version: str, own: Path) -> tuple[Correction, int] | None:

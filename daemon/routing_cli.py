@@ -108,8 +108,11 @@ def _from_feedback(router: str, undo: bool) -> None:
             click.echo(f"wrote {path}, learnt from {worth.n} verdicts")
             click.echo(
                 "of two prompts, one for here and one for the cloud, the score tells which is which "
-                f"{worth.before:.1%} of the time before and {worth.after:.1%} after, on verdicts held out"
+                f"{worth.before:.1%} of the time before and {worth.after:.1%} after, on verdicts held out "
+                f"(standard error {worth.error:.1%})"
             )
+            if worth.step < 1:
+                click.echo(f"that is not certain, so it takes a step of {worth.step:.0%} of what the verdicts teach")
     except (RouterError, LedgerError) as error:
         raise click.ClickException(str(error)) from None
     click.echo("a daemon that runs takes it when it is reloaded (SIGHUP) or restarted", err=True)

@@ -13,7 +13,7 @@ from routers.calibration import versions
 from routers.encoder import DIMENSION, Encoder
 from routers.interface import Router, RouterError
 
-FORMAT = 1
+FORMAT = 2
 RIDGE, RIDGE_FEW = 10.0, 1500.0
 """Pull of the direction towards zero: the first always, the second by the number of verdicts, so that few hardly move
 anything. Chosen on sources that no result is reported on (benchmarks/results/feedback.md)."""
@@ -22,6 +22,8 @@ SLOPE_RIDGE = 30.0
 STEPS = 30
 ENOUGH = 1e-4
 """Newton's steps end where they change no weight by more."""
+MATCHED = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.98)
+"""Quantiles of the corrected logits that are brought back to where the router's own have them."""
 SMALLEST = 1e-6
 """Scores are kept so far from 0 and 1, where logits end."""
 
@@ -41,7 +43,8 @@ class EmbeddingRouter(Router, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """Of one version of a router: corrected logit = bias + slope · logit(score) + direction · embedding."""
+    """Of one version of a router: lead = bias + slope · logit(score) + direction · embedding, and what is at the
+    quantiles of those leads goes to the same quantiles of the router's own logits, straight in between."""
 
     router: str
     version: str
@@ -52,11 +55,17 @@ class Correction:
     slope: float
     direction: Sequence[float]
     """One weight for each dimension of the encoder."""
+    quantiles: Sequence[float]
+    """Of the leads, rising."""
+    own: Sequence[float]
+    """Of the router's own logits, rising; as many."""
 
     def of(self, scores: NDArray[np.floating], vectors: NDArray[np.floating]) -> NDArray[np.float32]:
         """`scores` of shape (n,), in [0, 1], with `vectors` of shape (n, 512), corrected; the scale stays."""
         lead = self.bias + self.slope * logit(scores) + vectors @ np.asarray(self.direction, dtype=np.float64)
-        return sigmoid(lead).astype(np.float32)
+        # Beyond the ends in parallel, so that no two prompts become alike.
+        beyond = lead - np.clip(lead, self.quantiles[0], self.quantiles[-1])
+        return sigmoid(np.interp(lead, self.quantiles, self.own) + beyond).astype(np.float32)
 
     def save(self, path: Path) -> None:
         """Write as JSON, readable by its owner alone: what was learnt of prompts tells of them."""
@@ -105,15 +114,22 @@ class Lesson:
     def correction(self, router: str, version: str, step: float = 1.0, date: str = "") -> Correction:
         """What was learnt, after a `step` as in `leads`.
 
-        The corrected logits get the mean and the spread that the router's own have on these prompts. So what its
-        thresholds send up stays about as much, and only which prompts go up changes.
+        What the router's thresholds send up of these prompts stays as much, and only which prompts go up changes.
         """
-        lead = self.leads(step)
-        scale = float(self.own.std() / lead.std()) if lead.std() > 0 and self.own.std() > 0 else 1.0
-        weights = scale * (self._none + step * (self._weights - self._none))
-        bias = weights[0] + self.own.mean() - scale * lead.mean()
-        direction = [round(float(each), 6) for each in self._basis @ weights[2:]]
-        return Correction(router, version, date, len(self.own), float(bias), float(weights[1]), direction)
+        bias, slope, *weights = self._none + step * (self._weights - self._none)
+        direction = [round(float(each), 6) for each in self._basis @ weights]
+        quantiles, own = self._matched(step)
+        return Correction(router, version, date, len(self.own), float(bias), float(slope), direction, quantiles, own)
+
+    def _matched(self, step: float) -> tuple[list[float], list[float]]:
+        """Quantiles of the corrected leads and of the router's own, as far as both rise."""
+        both = np.quantile(np.column_stack([self.leads(step), self.own]), MATCHED, axis=0).round(6)
+        kept = [both[0]]
+        for each in both[1:]:
+            if (each > kept[-1]).all():
+                kept.append(each)
+        quantiles, own = np.array(kept).T.tolist()
+        return quantiles, own
 
     def _curvature(self, chance: Floats) -> Floats:
         curved: Floats = (self._columns * (chance * (1 - chance))[:, None]).T @ self._columns + np.diag(self._pull)
@@ -145,7 +161,10 @@ def read(path: Path) -> Correction:
             raise ValueError("another format")
         correction = Correction(**stored)
         numbers = np.array([correction.bias, correction.slope, *correction.direction], dtype=np.float64)
-        if numbers.shape != (DIMENSION + 2,) or not np.isfinite(numbers).all() or correction.slope <= 0:
+        knots = np.array([correction.quantiles, correction.own], dtype=np.float64)
+        rising = knots.ndim == 2 and knots.size > 0 and np.isfinite(knots).all() and (np.diff(knots) > 0).all()
+        whole = numbers.shape == (DIMENSION + 2,) and np.isfinite(numbers).all() and correction.slope > 0
+        if not (rising and whole):
             raise ValueError("its numbers make no correction")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RouterError(

@@ -62,9 +62,9 @@ class RemoteModel(CloudModel):
 
     async def _look(self) -> None:
         try:
-            provider: Any = await self._connected()
+            connection = await self._connected()
             async with asyncio.timeout(LOOK_TIMEOUT):
-                listed = await provider.client.models.list()
+                listed = await connection.client.models.list()
             names = {model.id: model for model in listed.data}
             known = names.get(self._settings.model)
             self._length = _context_length(known) if known else 0

@@ -1,17 +1,22 @@
 """OpenAI's format spoken with OpenAI and its like: the request as it is, the answer's chunks read for what is used.
 
 OpenAI's SDK and then any-llm build each chunk anew from some twenty models, which takes longer than all else that
-happens to it here. The SDK still sends, decodes the stream and raises its errors.
+happens to it here.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from any_llm import AnyLLM
 from any_llm.providers.openai.base import BaseOpenAIProvider
-from openai import AsyncOpenAI, AsyncStream
-from pydantic import TypeAdapter
+from openai import AsyncOpenAI
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from models.cloud.http import AnsweredError, Http
 
 
 @dataclass(slots=True)
@@ -75,6 +80,8 @@ class Chunk:
 
 
 _CHUNK = TypeAdapter(Chunk)
+_LINGER_SECONDS: Final = 0.2
+"""What the end of the body may take after the end of the answer."""
 
 
 def speaks_plainly(provider: AnyLLM) -> bool:
@@ -85,23 +92,47 @@ def speaks_plainly(provider: AnyLLM) -> bool:
         and own._acompletion is base._acompletion
         and own._convert_completion_response_async is base._convert_completion_response_async
         and own._convert_completion_chunk_response is base._convert_completion_chunk_response
+        # Those of some providers ask at addresses, or with keys, of another shape.
+        and type(getattr(provider, "client", None)) is AsyncOpenAI
     )
 
 
-async def completions(client: AsyncOpenAI, body: Mapping[str, Any]) -> AsyncIterator[Chunk]:
-    """Ask, and give the chunks of the answer. Raises the SDK's errors, and ValidationError for what is no chunk."""
+async def completions(http: Http, client: AsyncOpenAI, body: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
+    """Ask as `client` would, and give the chunks of the answer. Raises as `Http` does, and ValidationError for what is
+    no chunk."""
+    headers = {**own_headers(client), "Authorization": f"Bearer {client.api_key}"}
+    stream = await http.post(f"{own_address(client)}/chat/completions", headers, body)
 
-    async def chunks() -> AsyncIterator[Chunk]:
-        async with stream:
+    async def chunks() -> AsyncGenerator[Chunk, None]:
+        async with aclosing(stream):
             async for data in stream:
-                yield _CHUNK.validate_python(data)
+                if data.startswith(b"[DONE]"):
+                    break
+                yield _chunk(data)
+            # Without the end of its body a connection cannot be used again.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LINGER_SECONDS):
+                    await anext(stream, None)
 
-    stream = await client.post(
-        "/chat/completions",
-        cast_to=object,
-        body=body,
-        options={"security": {"bearer_auth": True}},
-        stream=True,
-        stream_cls=AsyncStream[object],
-    )
     return chunks()
+
+
+def own_address(client: Any) -> str:
+    return str(client.base_url).rstrip("/")
+
+
+def own_headers(client: Any) -> dict[str, str]:
+    """Those that an SDK's client was made with, without what it says of this machine."""
+    said = {name: value for name, value in client.default_headers.items() if isinstance(value, str)}
+    return {name: value for name, value in said.items() if not name.lower().startswith(("x-stainless", "user-agent"))}
+
+
+def _chunk(data: bytes) -> Chunk:
+    try:
+        return _CHUNK.validate_json(data)
+    except ValidationError:
+        with suppress(ValueError):
+            told = from_json(data)
+            if isinstance(told, Mapping) and told.get("error"):
+                raise AnsweredError(0, told, {}) from None
+        raise

@@ -8,21 +8,25 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import aiohttp
 import anthropic
 import httpx
 import httpx2
 import openai
 from any_llm.exceptions import AnyLLMError
 
+from models.cloud.http import AnsweredError
 from models.cloud.settings import CloudSettings
 from models.interface import ChatRequest, Failure, FailureCode
 
 _TIMEOUTS = (TimeoutError, httpx.TimeoutException, httpx2.TimeoutException, openai.APITimeoutError,
              anthropic.APITimeoutError)  # fmt: skip
 _CONNECTS = (httpx.ConnectError, httpx2.ConnectError, httpx.ConnectTimeout, httpx2.ConnectTimeout,
-             httpx.ProxyError, httpx2.ProxyError)  # fmt: skip
-_TRANSPORT = (httpx.TransportError, httpx2.TransportError, openai.APIConnectionError, anthropic.APIConnectionError)
-_API_ERRORS = (openai.APIError, anthropic.APIError)
+             httpx.ProxyError, httpx2.ProxyError, aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError,
+             aiohttp.ClientHttpProxyError)  # fmt: skip
+_TRANSPORT = (httpx.TransportError, httpx2.TransportError, openai.APIConnectionError, anthropic.APIConnectionError,
+              aiohttp.ClientError)  # fmt: skip
+_API_ERRORS = (openai.APIError, anthropic.APIError, AnsweredError)
 
 # Providers also report errors inside a stream that began with status 200; then only their type tells.
 _STATUS_OF_TYPE = {
@@ -74,7 +78,8 @@ def explain(error: Exception, settings: CloudSettings, request: ChatRequest, *, 
         # any-llm guesses a class from the words of the message; the SDK's own error has the status and the headers.
         error = error.original_exception
     chain = list(_chain(error))
-    tls = next((link for link in chain if isinstance(link, ssl.SSLError)), None)
+    # The innermost: aiohttp's own is one, too, and knows less.
+    tls = next((link for link in reversed(chain) if isinstance(link, ssl.SSLError)), None)
     if tls is not None:
         why = getattr(tls, "verify_message", "") or tls.reason or "the TLS handshake failed"
         return CloudError(Failure(FailureCode.UNAVAILABLE, (
@@ -154,25 +159,26 @@ def _from_status(told: Told, settings: CloudSettings, request: ChatRequest) -> C
     )
 
 
-def _told(error: openai.APIError | anthropic.APIError) -> Told:
+def _told(error: openai.APIError | anthropic.APIError | AnsweredError) -> Told:
     body: Any = error.body
     if isinstance(body, Mapping) and isinstance(body.get("error"), Mapping):
         body = body["error"]
     if not isinstance(body, Mapping):
         body = {}
     kinds = [str(body[key]) for key in ("code", "type") if body.get(key)]
-    status = error.status_code if isinstance(error, (openai.APIStatusError, anthropic.APIStatusError)) else 0
+    status, headers = 0, dict[str, str]()
+    if isinstance(error, AnsweredError):
+        status, headers = error.status, {**error.headers}
+    elif isinstance(error, (openai.APIStatusError, anthropic.APIStatusError)):
+        status, headers = error.status_code, {**error.response.headers}
     if status < 300:
         status = next((_STATUS_OF_TYPE[kind] for kind in kinds if kind in _STATUS_OF_TYPE), 0)
-    headers: Mapping[str, str] = (
-        error.response.headers if isinstance(error, (openai.APIStatusError, anthropic.APIStatusError)) else {}
-    )
     return Told(status, " ".join(kinds), str(body.get("message") or ""), _retry_after(headers))
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds; the header holds them, or a date (RFC 9110, 10.2.3)."""
-    value = headers.get("retry-after")
+    value = next((value for name, value in headers.items() if name.lower() == "retry-after"), None)
     if value is None:
         return None
     try:

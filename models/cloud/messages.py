@@ -1,11 +1,14 @@
 """Anthropic's format spoken with Anthropic: the request as its client sent it, the answer without a translation."""
 
+import json
 from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing
 from typing import Any, Final, Literal, TypeAlias
 
 from anthropic import AsyncAnthropic
-from anthropic.types import RawMessageStreamEvent
 
+from models.cloud.completions import own_address, own_headers
+from models.cloud.http import AnsweredError, Http
 from models.cloud.settings import CloudSettings
 from models.interface import Event, Finish, Native, TextDelta, ToolCallDelta, Usage, Verbatim
 
@@ -18,24 +21,29 @@ _FINISH: Final[dict[str, FinishReason]] = {
 }
 
 
-def arguments(settings: CloudSettings, request: Verbatim) -> dict[str, Any]:
-    """The keyword arguments of `messages`. What is in `extra_body` goes out as it is and wins over the others."""
+def message_body(settings: CloudSettings, request: Verbatim) -> dict[str, Any]:
+    """What is sent for `request`."""
     body = {name: value for name, value in request.body.items() if name not in settings.unsupported}
     if settings.defaults.get("reasoning_effort") == "none":
         body.setdefault("thinking", {"type": "disabled"})
-    body |= {"model": settings.model, "stream": True}
-    return {"extra_body": body, "extra_headers": dict(request.headers)}
+    return body | {"model": settings.model, "stream": True}
 
 
-async def messages(client: AsyncAnthropic, sent: Mapping[str, Any]) -> AsyncGenerator[RawMessageStreamEvent, None]:
-    """Ask, and give the events of the answer."""
+async def messages(
+    http: Http, client: AsyncAnthropic, body: Mapping[str, Any], headers: Mapping[str, str]
+) -> AsyncGenerator[Mapping[str, Any], None]:
+    """Ask as `client` would, and give the events of the answer. Raises as `Http` does, and JSONDecodeError."""
+    headers = {**own_headers(client), "x-api-key": client.api_key or "", **headers}
+    stream = await http.post(f"{own_address(client)}/v1/messages", headers, body)
 
-    async def events() -> AsyncGenerator[RawMessageStreamEvent, None]:
-        async with stream:
-            async for event in stream:
+    async def events() -> AsyncGenerator[Mapping[str, Any], None]:
+        async with aclosing(stream):
+            async for data in stream:
+                event = json.loads(data)
+                if event["type"] == "error":
+                    raise AnsweredError(0, event, {})
                 yield event
 
-    stream = await client.messages.create(model="", messages=[], max_tokens=1, stream=True, **sent)
     return events()
 
 
@@ -51,23 +59,24 @@ class MessageAnswer:
         self.complete = False
         """It said how it ended. A stream that ends before is cut, however cleanly."""
 
-    def read(self, event: RawMessageStreamEvent) -> Iterator[Event]:
+    def read(self, event: Mapping[str, Any]) -> Iterator[Event]:
         """The events of one of Anthropic's; what has no name in canonical form comes as `Native`."""
-        match event.type:
+        match event["type"]:
             case "message_start":
-                self._said = event.message.usage.to_dict()
+                self._said = dict(event["message"]["usage"])
             case "content_block_start":
-                yield from self._begin(event.index, event.content_block)
+                yield from self._begin(event["index"], event["content_block"])
             case "content_block_delta":
-                yield from self._go_on(event.index, event.delta)
-            case "content_block_stop" if event.index in self._silent:
-                yield ToolCallDelta(self._calls[event.index], "{}")
+                yield from self._go_on(event["index"], event["delta"])
+            case "content_block_stop" if event["index"] in self._silent:
+                yield ToolCallDelta(self._calls[event["index"]], "{}")
             case "message_delta":
-                self._said |= {name: value for name, value in event.usage.to_dict().items() if value is not None}
-                if not self.complete and (reason := event.delta.stop_reason) is not None:
+                usage, delta = event.get("usage") or {}, event["delta"]
+                self._said |= {name: value for name, value in usage.items() if value is not None}
+                if not self.complete and (reason := delta.get("stop_reason")) is not None:
                     self.complete = True
-                    yield Native({**event.to_dict(), "usage": self._said})
-                    yield Finish(_FINISH.get(reason, "stop"), stop=event.delta.stop_sequence)
+                    yield Native({**event, "usage": self._said})
+                    yield Finish(_FINISH.get(reason, "stop"), stop=delta.get("stop_sequence"))
 
     @property
     def usage(self) -> Usage | None:
@@ -79,27 +88,27 @@ class MessageAnswer:
         prompt = (self._said.get("input_tokens") or 0) + read + written
         return Usage(prompt, self._said.get("output_tokens") or 0, read, max(written - long, 0), long)
 
-    def _begin(self, index: int, block: Any) -> Iterator[Event]:
-        if block.type == "text":
+    def _begin(self, index: int, block: Mapping[str, Any]) -> Iterator[Event]:
+        if block["type"] == "text":
             self._text_blocks += 1
             if self._text_blocks > 1:
                 # Citations divide an answer into many blocks of text.
                 yield Native({"type": "content_block_start", "content_block": {"type": "text", "text": ""}})
-            if block.text:
-                yield TextDelta(block.text)
-        elif block.type == "tool_use":
+            if block.get("text"):
+                yield TextDelta(block["text"])
+        elif block["type"] == "tool_use":
             self._calls[index] = len(self._calls)
             self._silent.add(index)
-            yield ToolCallDelta(self._calls[index], "", block.id, block.name)
+            yield ToolCallDelta(self._calls[index], "", block["id"], block["name"])
         else:
-            yield Native({"type": "content_block_start", "content_block": block.to_dict()})
+            yield Native({"type": "content_block_start", "content_block": block})
 
-    def _go_on(self, index: int, delta: Any) -> Iterator[Event]:
-        if delta.type == "text_delta":
-            yield TextDelta(delta.text)
-        elif delta.type == "input_json_delta" and index in self._calls:
-            if delta.partial_json:
+    def _go_on(self, index: int, delta: Mapping[str, Any]) -> Iterator[Event]:
+        if delta["type"] == "text_delta":
+            yield TextDelta(delta["text"])
+        elif delta["type"] == "input_json_delta" and index in self._calls:
+            if delta["partial_json"]:
                 self._silent.discard(index)
-            yield ToolCallDelta(self._calls[index], delta.partial_json)
+            yield ToolCallDelta(self._calls[index], delta["partial_json"])
         else:
-            yield Native({"type": "content_block_delta", "delta": delta.to_dict()})
+            yield Native({"type": "content_block_delta", "delta": delta})

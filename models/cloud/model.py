@@ -8,16 +8,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
-from any_llm import AnyLLM
 from any_llm.providers.anthropic.base import BaseAnthropicProvider
 
 from models.cloud.answer import Answer
 from models.cloud.breaker import Breaker
 from models.cloud.completions import completions, speaks_plainly
 from models.cloud.failures import CloudError, broke_off, explain
-from models.cloud.messages import MessageAnswer, messages
-from models.cloud.messages import arguments as verbatim
-from models.cloud.providers import arguments, connect
+from models.cloud.messages import MessageAnswer, message_body, messages
+from models.cloud.providers import Connection, arguments, connect
 from models.cloud.retry import RetryPolicy
 from models.cloud.settings import CloudSettings
 from models.cloud.size import most_tokens
@@ -42,15 +40,14 @@ class CloudModel:
         self._key = key
         self._retry = RetryPolicy(settings.max_retries)
         self._breaker = Breaker(patience=self._retry.patience)
-        self._provider: AnyLLM | None = None
+        self._connection: Connection | None = None
         self._key_refused = False
         self._connecting = asyncio.Lock()
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         deadline = time.monotonic() + self._settings.total_timeout
         try:
-            provider = await self._connected()
-            answer, ask = self._asking(provider, request)
+            answer, ask = self._asking(await self._connected(), request)
             chunk, rest, lost = await self._begin(ask, request, deadline)
         except CloudError as error:
             yield error.failure
@@ -83,16 +80,17 @@ class CloudModel:
             self._breaker.failed(failure)
             yield replace(failure, lost=lost + 1)
 
-    def _asking(self, provider: AnyLLM, request: ChatRequest) -> tuple[Answer | MessageAnswer, Ask]:
+    def _asking(self, connection: Connection, request: ChatRequest) -> tuple[Answer | MessageAnswer, Ask]:
         """What reads the answer, and what asks for it. Raises ValueError for what the provider cannot be asked."""
+        provider, http, client = connection.provider, connection.http, connection.client
         if request.verbatim is not None and isinstance(provider, BaseAnthropicProvider):
-            body = verbatim(self._settings, request.verbatim)
-            return MessageAnswer(), partial(messages, _client(provider), body)
+            body = message_body(self._settings, request.verbatim)
+            return MessageAnswer(), partial(messages, http, client, body, request.verbatim.headers)
         sent = arguments(self._settings, request, provider)
         if speaks_plainly(provider):
             body = {"model": sent["model"], "stream": True, **sent["extra_body"]}
-            return Answer(request.n), partial(completions, _client(provider), body)
-        return Answer(request.n), partial(_chunks, provider, sent)
+            return Answer(request.n), partial(completions, http, client, body)
+        return Answer(request.n), partial(_chunks, connection, sent)
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """An upper bound, not a count: no token is shorter than a byte. English text has about four bytes in each."""
@@ -111,18 +109,18 @@ class CloudModel:
 
     async def close(self) -> None:
         """Drop the key and the connections; running answers break off. A later request connects again."""
-        provider, self._provider = self._provider, None
-        if provider is not None:
-            await _client(provider).close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
 
-    async def _connected(self) -> AnyLLM:
+    async def _connected(self) -> Connection:
         async with self._connecting:
-            if self._provider is not None and not self._key_refused:
-                return self._provider
+            if self._connection is not None and not self._key_refused:
+                return self._connection
             key = await self._ask_key()
-            if self._provider is None:
+            if self._connection is None:
                 try:
-                    self._provider = connect(self._settings, key)
+                    self._connection = connect(self._settings, key)
                 except (ValueError, OSError) as error:
                     reason = f"{self._settings.ca_bundle}: {error.strerror}" if isinstance(error, OSError) else error
                     raise CloudError(
@@ -130,9 +128,9 @@ class CloudModel:
                     ) from None
             else:
                 # Requests under way keep their connections, which a new client would close.
-                _client(self._provider).api_key = key
+                self._connection.client.api_key = key
             self._key_refused = False
-            return self._provider
+            return self._connection
 
     async def _ask_key(self) -> str:
         if self._settings.key_name is None:
@@ -209,10 +207,5 @@ class CloudModel:
             raise CloudError(Failure(FailureCode.TIMEOUT, message), charged=True) from None
 
 
-async def _chunks(provider: AnyLLM, sent: Mapping[str, Any]) -> AsyncIterator[Any]:
-    return aiter(cast("AsyncIterator[Any]", await provider.acompletion(**sent)))
-
-
-def _client(provider: AnyLLM) -> Any:
-    # Every provider that `connect` accepts keeps its SDK's client here; any-llm itself cannot close one.
-    return provider.client  # type: ignore[attr-defined]
+async def _chunks(connection: Connection, sent: Mapping[str, Any]) -> AsyncIterator[Any]:
+    return aiter(cast("AsyncIterator[Any]", await connection.provider.acompletion(**sent)))

@@ -4,6 +4,7 @@ import json
 import os
 import ssl
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -14,14 +15,13 @@ from any_llm import AnyLLM
 from any_llm.providers.anthropic.base import BaseAnthropicProvider
 from any_llm.providers.openai.base import BaseOpenAIProvider
 
+from models.cloud.http import KEEP_ALIVE, Http
 from models.cloud.settings import CloudSettings
 from models.interface import ChatRequest
 
 _OPENAI = "https://api.openai.com/v1"
 _ANTHROPIC = "https://api.anthropic.com"
 _ENVIRONMENT = ("OPENAI_", "ANTHROPIC_", "ANY_LLM_")
-_KEEP_ALIVE = 60.0
-"""Seconds that an idle connection is kept for the next prompt; the SDKs' five are shorter than a person reads."""
 
 _ANTHROPIC_NAMED = (
     "temperature", "top_p", "stop", "n", "tools", "tool_choice", "parallel_tool_calls", "response_format",
@@ -36,8 +36,28 @@ _OPENAI_ONLY = {
 """Anthropic refuses a body with any of these. Its own compatibility endpoint ignores them, and so do we."""
 
 
-def connect(settings: CloudSettings, key: str) -> AnyLLM:
-    """A client with connections to reuse, that takes nothing from the environment.
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A way to one provider, with connections to reuse, that takes nothing from the environment."""
+
+    provider: AnyLLM
+    """Knows the provider; asks it where a request has to be translated."""
+    http: Http
+    """Asks it in its own format."""
+
+    @property
+    def client(self) -> Any:
+        """The SDK's."""
+        # Every provider that `connect` accepts keeps it here; any-llm itself cannot close one.
+        return self.provider.client  # type: ignore[attr-defined]
+
+    async def close(self) -> None:
+        await self.client.close()
+        await self.http.close()
+
+
+def connect(settings: CloudSettings, key: str) -> Connection:
+    """Needs a running event loop.
 
     Raises ValueError for a provider that is unknown or speaks neither chat format, OSError for a bad `ca_bundle`.
     """
@@ -60,15 +80,18 @@ def connect(settings: CloudSettings, key: str) -> AnyLLM:
         raise ValueError(f"Provider {settings.provider} speaks neither OpenAI's nor Anthropic's chat format.")
     if not base_url:
         raise ValueError(f"Cloud model {settings.name} needs a base_url.")
+    tls = httpx.create_ssl_context(trust_env=False)
+    if settings.ca_bundle:
+        tls = ssl.create_default_context(cafile=settings.ca_bundle)
     client = http.AsyncClient(
         trust_env=False,
         # A redirect would carry Anthropic's key header along to another host.
         follow_redirects=False,
-        limits=http.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=_KEEP_ALIVE),
+        limits=http.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=KEEP_ALIVE),
         proxy=settings.proxy,
-        verify=ssl.create_default_context(cafile=settings.ca_bundle) if settings.ca_bundle else True,
+        verify=tls,
     )
-    return AnyLLM.create(
+    made = AnyLLM.create(
         settings.provider,
         api_key=key,
         api_base=base_url,
@@ -77,6 +100,7 @@ def connect(settings: CloudSettings, key: str) -> AnyLLM:
         http_client=client,
         timeout=http.Timeout(None, connect=settings.connect_timeout),
     )
+    return Connection(made, Http(settings, tls))
 
 
 def arguments(settings: CloudSettings, request: ChatRequest, provider: AnyLLM) -> dict[str, Any]:

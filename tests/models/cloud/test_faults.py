@@ -1,32 +1,16 @@
 """What becomes of a provider that misbehaves: an emulator that breaks on demand and grades its client, and worse."""
 
 import asyncio
-import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
-from pathlib import Path
 
 import pytest
 
-from models.interface import ChatRequest, FailureCode, Finish, TextDelta
+from models.interface import ChatRequest, FailureCode, Finish
 from tests.emulators.servers import Emulator
-from tests.emulators.upstream import Call, Upstream, answer, certificate, serving
+from tests.emulators.upstream import Call, Upstream, answer
 from tests.models.cloud.asking import ask, events, failure, text
 from tests.models.cloud.conftest import Cloud
-
-SECRET = "sk-live-do-not-print"
-PROMPT = "the launch codes are 0000 and nobody may know"
-
-
-def shown_nothing(message: str) -> bool:
-    return SECRET not in message and "launch codes" not in message and "\n" not in message
-
-
-async def error(call: Call, status: int, kind: str = "some_error", message: str = "Said the provider.", **headers: str):
-    body = {"message": message, "type": kind, "code": kind, "param": None}
-    await call.refuse(status, {"type": "error", "error": body}, **headers)
-
+from tests.models.cloud.misbehaving import PROMPT, SECRET, error, hang, shown_nothing
 
 # --- graded by llmock ---------------------------------------------------------------------------------------------
 
@@ -131,10 +115,6 @@ async def test_a_slow_first_token_within_its_time_is_waited_for_once(
 
 
 # --- what the emulators cannot do ---------------------------------------------------------------------------------
-
-
-async def hang(call: Call) -> None:
-    await asyncio.sleep(60)
 
 
 async def test_a_provider_that_never_answers_costs_its_time_once(
@@ -357,14 +337,6 @@ async def test_retry_after_is_understood_in_seconds_and_as_a_date(
     assert 80 < (ended.retry_after or 0) <= 90
 
 
-async def test_a_refused_connection_is_retried_and_then_said(cloud: Cloud, provider: str, upstream: Upstream) -> None:
-    model = cloud(provider, "http://127.0.0.1:9", key=SECRET, max_retries=1)
-    ended = failure(await events(model, ask(PROMPT)))
-    assert ended.code is FailureCode.UNAVAILABLE
-    assert "cannot be reached" in ended.message
-    assert shown_nothing(ended.message)
-
-
 async def test_a_provider_that_keeps_failing_is_left_alone_and_found_again(
     cloud: Cloud, provider: str, upstream: Upstream
 ) -> None:
@@ -381,123 +353,3 @@ async def test_a_provider_that_keeps_failing_is_left_alone_and_found_again(
     await asyncio.sleep(0.5)
     assert text(await events(model, ask("hello"))) == "Hello"
     assert (await model.status()).state == "ready"
-
-
-# --- the client leaves --------------------------------------------------------------------------------------------
-
-
-async def test_closing_the_answer_closes_the_providers_connection(
-    cloud: Cloud, provider: str, upstream: Upstream
-) -> None:
-    async def endless(call: Call) -> None:
-        await call.send(*call.begin)
-        while True:
-            await call.send(call.text("x"))
-            await asyncio.sleep(0.01)
-
-    upstream.script = endless
-    model = cloud(provider, upstream.base_url(provider))
-    async with aclosing(model.chat(ask("hello"))) as got:
-        async for event in got:
-            if isinstance(event, TextDelta):
-                break
-    await asyncio.wait_for(upstream.calls[0].left.wait(), 5)
-    upstream.script = answer
-    assert text(await events(model, ask("hello"))) == "Hello"
-
-
-async def test_cancelling_before_the_first_byte_closes_the_providers_connection(
-    cloud: Cloud, provider: str, upstream: Upstream
-) -> None:
-    upstream.script = hang
-    model = cloud(provider, upstream.base_url(provider))
-    asking = asyncio.create_task(events(model, ask("hello")))
-    await upstream.asked.wait()
-    asking.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asking
-    await asyncio.wait_for(upstream.calls[0].left.wait(), 5)
-
-
-async def test_cancelling_during_a_retry_pause_asks_no_more(cloud: Cloud, provider: str, upstream: Upstream) -> None:
-    upstream.script = lambda call: error(call, 429, **{"Retry-After": "2"})
-    model = cloud(provider, upstream.base_url(provider), max_retries=5)
-    asking = asyncio.create_task(events(model, ask("hello")))
-    await upstream.asked.wait()
-    await asyncio.sleep(0.1)
-    asking.cancel()
-    await asyncio.sleep(2.5)
-    assert len(upstream.calls) == 1
-
-
-async def test_closing_the_model_ends_what_runs_with_a_failure(cloud: Cloud, provider: str, upstream: Upstream) -> None:
-    async def begin_only(call: Call) -> None:
-        await call.send(*call.begin, call.text("x"))
-        await asyncio.sleep(60)
-
-    upstream.script = begin_only
-    model = cloud(provider, upstream.base_url(provider))
-    asking = asyncio.create_task(events(model, ask("hello")))
-    await upstream.asked.wait()
-    await asyncio.sleep(0.2)
-    await model.close()
-    assert failure(await asyncio.wait_for(asking, 5)).code in (FailureCode.UPSTREAM, FailureCode.UNAVAILABLE)
-
-
-# --- TLS and proxies ----------------------------------------------------------------------------------------------
-
-
-async def over_tls(both: Path, ask_it: Callable[[Upstream], Awaitable[None]]) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(both)
-    servers: AsyncIterator[Upstream] = serving(context)
-    async for server in servers:
-        await ask_it(server)
-
-
-async def test_a_certificate_authority_from_the_configuration_is_trusted(
-    cloud: Cloud, provider: str, tmp_path: Path
-) -> None:
-    both, trusted = certificate(tmp_path, "127.0.0.1")
-
-    async def ask_it(server: Upstream) -> None:
-        model = cloud(provider, server.base_url(provider), ca_bundle=str(trusted))
-        assert text(await events(model, ask("hello"))) == "Hello"
-
-    await over_tls(both, ask_it)
-
-
-@pytest.mark.parametrize("wrong", ["unknown authority", "other host"])
-async def test_a_wrong_certificate_is_refused_without_a_retry_before_anything_is_sent(
-    cloud: Cloud, provider: str, tmp_path: Path, wrong: str
-) -> None:
-    both, trusted = certificate(tmp_path, "127.0.0.1" if wrong == "unknown authority" else "api.openai.com")
-
-    async def ask_it(server: Upstream) -> None:
-        bundle = None if wrong == "unknown authority" else str(trusted)
-        model = cloud(provider, server.base_url(provider), key=SECRET, max_retries=50, ca_bundle=bundle)
-        ended = failure(await asyncio.wait_for(events(model, ask(PROMPT)), 20))
-        assert ended.code is FailureCode.UNAVAILABLE
-        assert "No trusted connection" in ended.message
-        assert shown_nothing(ended.message)
-        assert server.calls == []
-
-    await over_tls(both, ask_it)
-
-
-async def test_plain_http_where_tls_is_spoken_is_said(cloud: Cloud, provider: str, upstream: Upstream) -> None:
-    model = cloud(provider, upstream.base_url(provider).replace("http:", "https:"))
-    ended = failure(await events(model, ask("hello")))
-    assert ended.code is FailureCode.UNAVAILABLE
-    assert "No trusted connection" in ended.message
-
-
-async def test_a_missing_ca_bundle_is_said_by_name(cloud: Cloud, provider: str, upstream: Upstream) -> None:
-    ended = failure(await events(cloud(provider, upstream.base_url(provider), ca_bundle="/nowhere.pem"), ask("hello")))
-    assert "/nowhere.pem" in ended.message
-
-
-async def test_a_proxy_from_the_configuration_is_used(cloud: Cloud, provider: str, upstream: Upstream) -> None:
-    model = cloud(provider, "http://provider.invalid/v1", proxy=upstream.url)
-    assert text(await events(model, ask("hello"))) == "Hello"
-    assert upstream.calls[0].headers["host"] == "provider.invalid"

@@ -13,6 +13,8 @@ from models.llama.tools import CALL_ID_PREFIX
 
 MESSAGE_TOKENS = 16
 """More than any known chat template adds to a message."""
+SHORT_BYTES = 1000
+"""Looking at so little takes less time than handing it to a thread."""
 UNKNOWN_CALL_PREFIX = "call_unknown_"
 """Of the ids that are made up for clients which keep none: nobody knows who made these calls."""
 
@@ -24,25 +26,27 @@ class Appraiser:
         self._workers = workers
 
     async def needs(self, request: ChatRequest, wish: Wish, local: ModelStatus) -> Needs:
-        """What answering `request` takes; `local` is the local model as it is now."""
+        """What answering `request` takes; `local` is the local model as it is now, or was a moment ago."""
+        size = sum(len(str(message).encode("utf-8", "replace")) + MESSAGE_TOKENS for message in request.messages)
         return Needs(
             images=any(_has_media(message.get("content")) for message in request.messages),
             tools=bool(request.tools) and request.tool_choice != "none",
-            tokens_fit=await self._fits(request, local),
-            private=None if wish.allow_sensitive else await self._private(request),
+            tokens_fit=await self._fits(request, local, size),
+            private=None if wish.allow_sensitive else await self._private(request, size),
             begun=_began(request.messages),
         )
 
-    async def _private(self, request: ChatRequest) -> str | None:
+    async def _private(self, request: ChatRequest, size: int) -> str | None:
         if self._off:
             return None
+        if size <= SHORT_BYTES:
+            return self._recogniser.find(request.messages)
         return await asyncio.to_thread(self._recogniser.find, request.messages)
 
-    async def _fits(self, request: ChatRequest, local: ModelStatus) -> bool:
+    async def _fits(self, request: ChatRequest, local: ModelStatus, most: int) -> bool:
         room = local.context_length - (request.max_tokens or 1)
         # No tokenizer makes more tokens than there are bytes, so that a short prompt need not be counted.
-        most = sum(len(str(message).encode("utf-8", "replace")) + MESSAGE_TOKENS for message in request.messages)
-        if local.state != "ready" or most <= room:
+        if local.state != "ready" or most <= room or (await self._workers.local_status()).state != "ready":
             return True
         client = await self._workers.get("local")
         try:

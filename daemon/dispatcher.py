@@ -150,7 +150,7 @@ class Dispatcher:
 
     async def decide(self, request: ChatRequest, wish: Wish) -> Chosen:
         """The decision alone: runs no model and opens no connection. Raises as `answer` does."""
-        local = await self._workers.local_status()
+        local = await self._workers.local_outline()
         needs = await self._appraiser.needs(request, wish, local)
         look = await self._look(request, wish)
         seen = (look.score, look.threshold, look.router, look.unscored)
@@ -175,7 +175,7 @@ class Dispatcher:
 
     async def _doubted(self, chosen: Chosen, request: ChatRequest, wish: Wish) -> Callable[[], Chosen]:
         """Who answers in the place of a local answer that will not do; to be called again when that is acted upon."""
-        local = await self._workers.local_status()
+        local = await self._workers.local_outline()
 
         def decide() -> Decision:
             return policy.doubted(chosen.decision, wish, chosen.needs, self._state(local, request, wish))
@@ -273,7 +273,7 @@ class Dispatcher:
                 yield event
 
     async def _instead(self, chosen: Chosen, request: ChatRequest, failure: Failure, wish: Wish) -> Chosen | None:
-        local = await self._workers.local_status()
+        local = await self._workers.local_outline()
         failed = replace(chosen, failed=chosen.failed or failure.code)
         for hop in range(chosen.hop + 1, len(self._clouds)):
             cloud = self._clouds[hop]

@@ -41,6 +41,8 @@ RECHECK_SECONDS = 2.0
 """A missing key or worker is looked for again at most this often."""
 ANSWER_SECONDS = 5.0
 """The supervisor answers within this, or is taken to have said no."""
+FRESH_SECONDS = 1.0
+"""What the local worker said of itself so long ago is asked for again, behind the request that looks at it."""
 
 
 class Workers:
@@ -60,6 +62,8 @@ class Workers:
         self._clients: dict[WorkerName, WorkerClient] = {}
         self._retired: list[WorkerClient] = []
         self._local = ModelStatus(name="local", state="failed")
+        self._told: tuple[WorkerClient | None, float] = (None, 0.0)
+        """Who said that, and when."""
         self._changed = asyncio.Condition()
         self._asked_key = 0.0
         self._reload_waiters: list[asyncio.Future[str]] = []
@@ -102,10 +106,26 @@ class Workers:
         try:
             if client := self._clients.get("local"):
                 self._local = await client.status()
+                self._told = client, time.monotonic()
                 return self._local
         except WorkerGoneError:
             pass
         return replace(self._local, state="failed", detail=self.why_down.get("local", "starting"))
+
+    async def local_outline(self) -> ModelStatus:
+        """As `local_status`, but without a wait once it was ready: what then may be old is its state and its load."""
+        client, when = self._told
+        if (
+            client is None
+            or client is not self._clients.get("local")
+            or not client.alive
+            or self._local.state != "ready"
+        ):
+            return await self.local_status()
+        if time.monotonic() - when > FRESH_SECONDS:
+            self._told = client, time.monotonic()
+            self._tasks.start(self._look_again())
+        return self._local
 
     async def cloud_statuses(self) -> list[ModelStatus]:
         """What the cloud models are, in order of preference, where their worker runs just now; otherwise nothing."""
@@ -168,6 +188,9 @@ class Workers:
         self._link.close()
         for client in [*self._clients.values(), *self._retired]:
             await client.close()
+
+    async def _look_again(self) -> None:
+        await self.local_status()
 
     def _alive(self, name: WorkerName) -> bool:
         return name in self._clients and self._clients[name].alive

@@ -33,8 +33,6 @@ from models.store import Store
 EXIT_CANNOT_LISTEN = 2
 STOP_SECONDS = 2.0
 """What answers under way get to finish once the daemon is to stop."""
-FINISH_POLL_SECONDS = 0.2
-"""How often a server that no longer accepts is looked at for whether it has finished."""
 
 
 def main() -> int:
@@ -183,13 +181,9 @@ class Gateway:
         await serving.runner.shutdown()
         server = serving.runner.server
         assert server is not None
+        # Connections that rest close now, the others after their answer, however long that takes.
         server.pre_shutdown()
-        while server.connections:
-            for connection in server.connections:
-                # `pre_shutdown` leaves those on which nothing was asked yet open, and deaf to what will be.
-                if not connection._request_in_progress:
-                    connection.force_close()
-            await asyncio.sleep(FINISH_POLL_SECONDS)
+        await server.shutdown()
         serving.watch.cancel()
         await serving.runner.cleanup()
         self._serving.remove(serving)

@@ -55,6 +55,15 @@ class Choice:
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": self.finish_reason}
 
 
+def collected(events: Sequence[Event]) -> list[tuple[int, Choice]]:
+    """The choices of an answer, each with its number."""
+    choices: dict[int, Choice] = {}
+    for event in events:
+        if isinstance(event, TextDelta | ToolCallDelta | Finish):
+            choices.setdefault(event.choice, Choice()).add(event)
+    return sorted(choices.items())
+
+
 class Completion:
     """One answer on its way to the client; see `Shape`."""
 
@@ -66,12 +75,8 @@ class Completion:
         self._include_usage = include_usage
 
     def whole(self, events: Sequence[Event]) -> dict[str, Any]:
-        choices: dict[int, Choice] = {}
-        for event in events:
-            if isinstance(event, TextDelta | ToolCallDelta | Finish):
-                choices.setdefault(event.choice, Choice()).add(event)
         body = self._envelope("chat.completion")
-        body["choices"] = [choice.rendered(index) for index, choice in sorted(choices.items())]
+        body["choices"] = [choice.rendered(index) for index, choice in collected(events)]
         body["usage"] = usage_object(self._exchange.usage)
         return body
 

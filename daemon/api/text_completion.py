@@ -8,7 +8,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from daemon.api.answering import answer
-from daemon.api.completion import Choice, error_object, sse, usage_object
+from daemon.api.completion import collected, error_object, sse, usage_object
 from daemon.api.errors import ApiError
 from daemon.api.exchange import Exchange
 from daemon.api.openai import ChatBody, StreamOptions
@@ -16,7 +16,7 @@ from daemon.api.reading import check, read
 from daemon.api.wish import asked
 from daemon.config import Routing
 from daemon.dispatcher import Dispatcher
-from models.interface import ChatRequest, Event, Finish, TextDelta, ToolCallDelta
+from models.interface import ChatRequest, Event, Finish, TextDelta
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for this endpoint alone."""
@@ -109,13 +109,9 @@ class TextCompletion:
         self._include_usage = include_usage
 
     def whole(self, events: Sequence[Event]) -> dict[str, Any]:
-        choices: dict[int, Choice] = {}
-        for event in events:
-            if isinstance(event, TextDelta | ToolCallDelta | Finish):
-                choices.setdefault(event.choice, Choice()).add(event)
         rendered = [
             _choice(index, "".join(choice.text), choice.logprobs, choice.finish_reason)
-            for index, choice in sorted(choices.items())
+            for index, choice in collected(events)
         ]
         return {**self._envelope(), "choices": rendered, "usage": usage_object(self._exchange.usage)}
 

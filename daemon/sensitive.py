@@ -107,7 +107,11 @@ KINDS: Mapping[SensitiveKind, Sequence[Kind]] = {
         _kind("IBAN", r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)", "iban"),
     ),
     "contact": (
-        _kind("e-mail address", r"(?<![\w.+-])[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])"),
+        # An address that takes no mail is nobody's; coding assistants carry one in all of their prompts.
+        _kind(
+            "e-mail address",
+            r"(?<![\w.+-])(?!(?i:no-?reply|do-?not-?reply)@)[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])",
+        ),
         _kind("phone number", r"(?<![\w+])\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d(?:[ .-]?\d){6,11}(?!\w)"),
         _kind("phone number", r"(?<!\w)\(\d{2,3}\) ?9?\d{3,4}-\d{4}(?!\w)"),
     ),

@@ -43,6 +43,7 @@ HARMLESS = [
     "Set password: <your password> in the file.",
     "The file sk-learn.txt holds ask-me-anything-about-scikit notes.",
     "Use git@ and foo@bar, or user@localhost.",
+    "Co-Authored-By: Claude <noreply@anthropic.com>",
     "Version 1.2.3.4, built 2026-11-22 at 10:11:12, took 3.14159265358979323846 s.",
     "550e8400-e29b-41d4-a716-446655440000 is a UUID.",
     "",

@@ -30,7 +30,9 @@ ON_BATTERY = 30.0
 
 OnProgress: TypeAlias = Callable[[int, int, str], None]
 """Hears how many questions are answered, of how many, and what is waited for, if anything."""
-TRAINING = {"mmlu_pro": 0.4, "agieval_en": 0.25, "crux": 0.2, "agieval_zh": 0.15}
+EXAMS = {"arc_easy": 0.15, "arc_challenge": 0.15, "openbookqa": 0.1}
+"""Shares of questions that small models find easier: where a model only guesses nothing is learnt of it."""
+TRAINING = {"mmlu_pro": 0.2, "agieval_en": 0.15, "crux": 0.15, "agieval_zh": 0.1, **EXAMS}
 JUDGING = {"mmlu": 0.4, "mmlu_pro": 0.24, "agieval_en": 0.14, "crux": 0.12, "agieval_zh": 0.08, "gsm8k": 0.02}
 """Shares of the questions that are asked to train, and to judge what was trained on other sources. The last takes a
 written answer of a hundred words each time."""
@@ -76,17 +78,21 @@ def learn(
     return Learnt(out, calibration.version, len(attempts), some.weak.mean(), calibration.expected_calibration_error)
 
 
+def to_judge(count: int, data: Path, published: Path) -> list[Question]:
+    """Some `count` questions out of the data files in `data`, and half as many easier ones out of those `published`."""
+    asked = sample(data, {name: int(share * count) for name, share in JUDGING.items()})
+    return asked + sample(published, {name: int(share * count) for name, share in EXAMS.items()}, read)
+
+
 def judge(
     model: Path,
-    data: Path,
+    questions: Sequence[Question],
     encoder: Path,
-    count: int,
     *,
     threads: int = 0,
     on_progress: OnProgress = lambda done, total, state: None,
 ) -> Verdict:
-    """Judge what can be learnt of the model, on `count` questions. Raises as `ask` does."""
-    questions = sample(data, {name: int(share * count) for name, share in JUDGING.items()})
+    """Judge what can be learnt of the model, on `questions`. Raises as `ask` does."""
     attempts = ask(model, questions, folder(file_sha256(model)), threads=threads, on_progress=on_progress)
     known = set(attempts.key.tolist())
     questions = [question for question in questions if question.key in known]

@@ -55,8 +55,9 @@ def evaluate_second_look(model: str, data: Path, questions: int, json_file: Path
 
     learn, file = training_module("daemon.learn"), _file(model)
     shown = training_module("routers.evaluation.second_look")
+    asked = learn.to_judge(questions, data, _public_questions())
     with _asking(file) as on_progress:
-        verdict = learn.judge(file, data, encoder_path(), questions, on_progress=on_progress)
+        verdict = learn.judge(file, asked, encoder_path(), on_progress=on_progress)
     Console().print(shown.table(verdict))
     low, high = verdict.lead_interval
     click.echo(f"combined leads mf by {verdict.lead:+.3f} [{low:+.3f}, {high:+.3f}] in APGR on {shown.POOLED}")

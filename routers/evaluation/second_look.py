@@ -10,10 +10,12 @@ from rich.table import Table
 from routers.calibration import measured
 from routers.evaluation.metrics import curve, interval
 from routers.training.questions import ORIGINS
-from routers.training.second_look import Lessons, held_out
+from routers.training.second_look import CHOICES, Lessons, held_out
 
 Floats = NDArray[np.float64]
 LEVELS = (0.5, 0.8)
+LEAST_GAP = 0.1
+"""Between two models; where it is smaller there is little to recover, and shares of it say nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +49,22 @@ class Verdict:
     """95 % bootstrap, on the same questions for both."""
 
 
-LOOKS: Mapping[str, Callable[[Lessons], Lessons]] = {
-    "prefill probe": lambda some: replace(
-        some, first_score=np.full(len(some.weak), 0.5), signals=np.zeros_like(some.signals)
+@dataclass(frozen=True, slots=True)
+class View:
+    """What of the lessons a second look may see, and which penalties of `CHOICES` it has the choice of."""
+
+    of: Callable[[Lessons], Lessons]
+    choices: Sequence[tuple[float, float]] = CHOICES
+
+
+LOOKS: Mapping[str, View] = {
+    "prefill probe": View(
+        lambda some: replace(some, first_score=np.full(len(some.weak), 0.5), signals=np.zeros_like(some.signals)),
+        [choice for choice in CHOICES if np.isinf(choice[0]) and np.isfinite(choice[1])],
     ),
-    "first-token rule": lambda some: replace(
-        some, first_score=np.full(len(some.weak), 0.5), hidden=np.empty((len(some.weak), 0))
-    ),
-    "combined": lambda some: some,
+    "first-token rule": View(lambda some: some, CHOICES[:1]),
+    "combined": View(lambda some: some),
 }
-"""What of the lessons each second look may see."""
 
 
 def judge(some: Lessons, first_looks: Mapping[str, Floats], lengths: Floats, draws: int = 1000) -> Verdict:
@@ -68,7 +76,7 @@ def judge(some: Lessons, first_looks: Mapping[str, Floats], lengths: Floats, dra
         "random": np.random.default_rng(0).random(len(lengths)),
         "length": lengths,
         **first_looks,
-        **{name: held_out(view(some)) for name, view in LOOKS.items()},
+        **{name: held_out(view.of(some), view.choices) for name, view in LOOKS.items()},
         "oracle": some.strong - some.weak,
     }
     rows = []
@@ -84,9 +92,10 @@ POOLED = "all, strong GPT-4"
 
 
 def groups(some: Lessons) -> dict[str, Sequence[str]]:
-    """Sources together whose strong model is of one class, then each by itself."""
+    """Sources together whose strong model is of one class, then each by itself where its strong model is the better."""
     names = [name for name in ORIGINS if name in some.source]
-    return {POOLED: [name for name in names if "gpt-4" in ORIGINS[name].strong], **{name: [name] for name in names}}
+    better = [name for name in names if (some.strong - some.weak)[some.source == name].mean() >= LEAST_GAP]
+    return {POOLED: [name for name in names if "gpt-4" in ORIGINS[name].strong], **{name: [name] for name in better}}
 
 
 def _row(label: str, router: str, scores: Floats, some: Lessons, draws: int) -> Row:

@@ -66,12 +66,13 @@ def write_mf(
 
 
 def write_second_look(
-    path: Path, *, hidden: Floats, plain: Floats, intercept: float, metadata: Mapping[str, str]
+    path: Path, *, hidden: Floats, plain: Floats, intercept: float, strong: float, metadata: Mapping[str, str]
 ) -> None:
     """Write the graph from a first score (n, 1), signals (n, k) and hidden states (n, d) to win rates (n,).
 
     `hidden` has shape (d,), without the input where d is 0; `plain` (1 + k,) weighs the first score's logit and the
-    signals.
+    signals. Their sum and `intercept` are the logit that the weak model is right; a strong one is with the chance
+    `strong`, and where both or neither is, each is preferred as often.
     """
     weights: dict[str, NDArray[np.float32] | NDArray[np.int64]] = {
         "one": np.array(1, dtype=np.float32),
@@ -79,6 +80,8 @@ def write_second_look(
         "most": np.array(1 - 1e-4, dtype=np.float32),
         "plain": plain[:, None],
         "intercept": np.array(intercept, dtype=np.float32),
+        "half": np.array(0.5, dtype=np.float32),
+        "most_preferred": np.array(0.5 + strong / 2, dtype=np.float32),
         "last_axis": np.array([1], dtype=np.int64),
     }
     nodes = [
@@ -100,7 +103,9 @@ def write_second_look(
             helper.make_node("Add", ["without_hidden", "hidden_part"], ["logit"]),
         ]
     nodes += [
-        helper.make_node("Sigmoid", [logit], ["win_rates"]),
+        helper.make_node("Sigmoid", [logit], ["right"]),
+        helper.make_node("Mul", ["right", "half"], ["taken"]),
+        helper.make_node("Sub", ["most_preferred", "taken"], ["win_rates"]),
         helper.make_node("Squeeze", ["win_rates", "last_axis"], ["win_rate"]),
     ]
     _write(path, "second_look", nodes, weights, inputs, metadata)

@@ -49,6 +49,19 @@ def _agieval(name: str) -> Callable[[Path], Iterator[Question]]:
     return read
 
 
+def _exam(name: str) -> Callable[[Path], Iterator[Question]]:
+    def read(folder: Path) -> Iterator[Question]:
+        for path in sorted((folder / "exams").rglob(f"samples_{name}_*.jsonl")):
+            for row in _lines(path):
+                asked, choices = row["doc"], row["doc"]["choices"]
+                stem = asked.get("question") or asked["question_stem"]
+                prompt = listed(stem.strip(), [choice.strip() for choice in choices["text"]])
+                letter = LETTERS[choices["label"].index(asked["answerKey"])]
+                yield Question(name, prompt, letter, row["acc"], choices=len(choices["label"]))
+
+    return read
+
+
 def _crux(folder: Path) -> Iterator[Question]:
     for path in (folder / "crux").rglob("*.json"):
         for row in json.loads(path.read_text(encoding="utf-8")):
@@ -71,6 +84,7 @@ READERS: Mapping[str, Callable[[Path], Iterable[Question]]] = {
     "agieval_en": _agieval("agieval_en"),
     "agieval_zh": _agieval("agieval_zh"),
     "crux": _crux,
+    **{name: _exam(name) for name in ("arc_easy", "arc_challenge", "openbookqa")},
 }
 """By names of `questions.ORIGINS`."""
 

@@ -181,6 +181,11 @@ ORIGINS: Mapping[str, Origin] = {
     "agieval_en": Origin(_agieval("agieval_en"), "llama3.1-8b", trains=True),
     "agieval_zh": Origin(_agieval("agieval_zh"), "llama3.1-8b", trains=True),
     "crux": Origin(_crux, "gpt-4-turbo-2024-04-09", trains=True),
+    # The data files have these without their choices, so that they are only read from where they are published.
+    **{
+        name: Origin(lambda data: (), "llama3.1-8b", trains=True)
+        for name in ("arc_easy", "arc_challenge", "openbookqa")
+    },
 }
 """By name."""
 

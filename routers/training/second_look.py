@@ -1,12 +1,13 @@
 """Trains the second look of one local model on what became of public questions: `upcall learn-model`.
 
-Two logistic regressions read the model's hidden state, how sure it was of its first tokens, and the first look's score:
-one for whether this model is right, one for whether a strong model is. What counts is where the strong one does better,
-so a third weighs both beside the plain signals. It learns from predictions about sources that the first two never saw.
+What is learnt is whether this model is right: a logistic regression on how sure it was, the first look's score and its
+hidden state. Whether a strong model is right is nearly as likely everywhere, and stays a constant: attempts of a weak
+model tell little of it, and few sources have a strong model's answers.
 """
 
 import datetime
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,18 @@ from routers.training.questions import ORIGINS, Question
 
 Floats = NDArray[np.float64]
 AXES = 64
-PENALTY = 30.0
+"""Of the hidden state, those along which it varies most."""
+PENALTY = 1.0
 """Of squared weights of standardized inputs, in questions' worth of cross entropy."""
-BLEND_PENALTY = 1.0
+SIGNS = np.array([-1, -1, 1, -1, 1])
+"""The less sure a model is, and the harder the first look finds the prompt, the less likely it is right: the first
+score's logit, then entropy and margin twice."""
+CHOICES = tuple((first, hidden) for hidden in (math.inf, 1000.0, 100.0) for first in (math.inf, PENALTY))
+"""Penalties of the first score and of the hidden state, simplest first: the one that holds best on sources left out."""
+GAIN = 0.003
+"""Cross entropy by which more inputs must do better there, in nats per question."""
+HELD_BACK = 4
+"""First tokens that are judged, as by default in the daemon."""
 PARTS = 3
 
 
@@ -56,10 +66,7 @@ def lessons(questions: Sequence[Question], attempts: Attempts, first_scores: Seq
     row = {key: index for index, key in enumerate(attempts.key.tolist())}
     asked = [index for index, question in enumerate(questions) if question.key in row]
     found = attempts.rows(np.array([row[questions[index].key] for index in asked], dtype=np.intp))
-    said = [
-        signals(entropies[~np.isnan(entropies)], margins[~np.isnan(margins)])
-        for entropies, margins in zip(found.entropies, found.margins, strict=True)
-    ]
+    said = [signals(*_sureness(found, row)) for row in range(len(found))]
     return Lessons(
         np.array([questions[index].source for index in asked]),
         np.array([first_scores[index] for index in asked], dtype=np.float64),
@@ -70,6 +77,24 @@ def lessons(questions: Sequence[Question], attempts: Attempts, first_scores: Seq
     )
 
 
+def _sureness(found: Attempts, row: int) -> tuple[list[float], list[float]]:
+    """Entropies and margins of an answer's first tokens, no more of them than are held back.
+
+    Where letters were chosen from these are of the letters alone. A model that answers by letter shows them with its
+    first token; one that begins with other words was asked for the letter all the same.
+    """
+    logprobs = found.label_logprobs[row].astype(np.float64)
+    logprobs = logprobs[~np.isnan(logprobs)]
+    if len(logprobs) < 2:
+        watched = ~np.isnan(found.margins[row, :HELD_BACK])
+        return found.entropies[row, :HELD_BACK][watched].tolist(), found.margins[row, :HELD_BACK][watched].tolist()
+    chances = np.exp(logprobs - logprobs.max())
+    chances /= chances.sum()
+    first, second = np.sort(chances)[::-1][:2]
+    entropy = -(chances * np.log(np.clip(chances, 1e-12, 1))).sum()
+    return [float(entropy)], [float(first - second)]
+
+
 def of_any(every: Sequence[Lessons]) -> Lessons:
     """The lessons of several models as those of any: without hidden states, which only one of them has."""
     names = [name for name in Lessons.__slots__ if name != "hidden"]
@@ -78,108 +103,110 @@ def of_any(every: Sequence[Lessons]) -> Lessons:
     return Lessons(source, first_score, np.empty((len(source), 0)), signals, weak, strong)
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A logistic regression: the logit is `inputs @ weights + intercept`."""
+def regress(inputs: Floats, outcome: Floats, penalties: Floats, signs: NDArray[np.int_]) -> tuple[Floats, float]:
+    """Weights and intercept of the logistic regression of `outcome`, 0 to 1, with `penalties` on the squared weights.
 
-    weights: Floats
-    intercept: float
+    An infinite penalty leaves an input out. Where `signs` is 1 or -1 a weight has that sign or is 0.
+    """
+    columns = np.column_stack([inputs, np.ones(len(inputs))])
+    kept = np.append(np.isfinite(penalties), True)
+    while True:
+        weights = np.zeros(columns.shape[1])
+        weights[kept] = _newton(columns[:, kept], outcome, np.append(penalties, 1e-3)[kept])
+        wrong = np.append(weights[:-1] * signs < 0, False)
+        if not wrong.any():
+            return weights[:-1], float(weights[-1])
+        kept &= ~wrong
 
-    def logit(self, inputs: Floats) -> Floats:
-        return np.asarray(inputs @ self.weights + self.intercept)
 
-
-def regress(inputs: Floats, outcome: Floats, penalty: float) -> Line:
-    """The logistic regression of `outcome`, 0 to 1, with `penalty` on the squared weights of standardized inputs."""
-    mean, scale = inputs.mean(axis=0), inputs.std(axis=0) + 1e-9
-    columns = np.column_stack([(inputs - mean) / scale, np.ones(len(inputs))])
+def _newton(columns: Floats, outcome: Floats, penalties: Floats) -> Floats:
     weights = np.zeros(columns.shape[1])
-    hold = np.diag([penalty] * inputs.shape[1] + [1e-3])
     for _ in range(30):
         chance = _chance(columns @ weights)
-        gradient = columns.T @ (chance - outcome) + hold @ weights
-        curvature = (columns * (chance * (1 - chance))[:, None]).T @ columns + hold
+        gradient = columns.T @ (chance - outcome) + penalties * weights
+        curvature = (columns * (chance * (1 - chance))[:, None]).T @ columns + np.diag(penalties)
         step = np.linalg.solve(curvature, gradient)
         weights -= step
         if np.abs(step).max() < 1e-6:
             break
-    plain = weights[:-1] / scale
-    return Line(plain, float(weights[-1] - mean @ plain))
-
-
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """Whether the weak and the strong model are right, from axes of the hidden state and everything else."""
-
-    mean: Floats
-    axes: Floats
-    """Shape `(width, kept)`."""
-    weak: Line
-    strong: Line
-
-    def logits(self, some: Lessons) -> Floats:
-        """Shape `(n, 2)`: weak, strong."""
-        inputs = _inputs(some, self.mean, self.axes)
-        return np.stack([self.weak.logit(inputs), self.strong.logit(inputs)], axis=1)
-
-
-def heads(some: Lessons) -> Heads:
-    mean = some.hidden.mean(axis=0)
-    centred = some.hidden - mean
-    axes = np.empty((0, 0))
-    if len(mean):
-        axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :AXES]
-    inputs = _inputs(some, mean, axes)
-    return Heads(mean, axes, regress(inputs, some.weak, PENALTY), regress(inputs, some.strong, PENALTY))
+    return weights
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A second look: one weight for each input of its graph. Two regressions and a third over them are one line."""
+    """A second look: one weight for each input of its graph, which sum up to the logit that this model is right."""
 
     hidden: Floats
     plain: Floats
     """Of the first score's logit, then of the signals."""
     intercept: float
-
-    def logit(self, some: Lessons) -> Floats:
-        return np.asarray(some.hidden @ self.hidden + _plain(some) @ self.plain + self.intercept)
+    strong: float
+    """How often a strong model is right."""
 
     def score(self, some: Lessons) -> Floats:
         """P(strong preferred)."""
-        return _chance(self.logit(some))
+        weak = _chance(some.hidden @ self.hidden + _plain(some) @ self.plain + self.intercept)
+        return np.asarray(0.5 + (self.strong - weak) / 2)
 
 
-def fit(some: Lessons) -> Trained:
+def fit(some: Lessons, choices: Sequence[tuple[float, float]] = CHOICES) -> Trained:
     """Train on `some`, so that what is learnt holds for a source that is not among them; one alone is cut in parts."""
-    unseen = np.zeros((len(some.source), 2))
+    shift, turn = _inputs(some)
+    inputs = (np.column_stack([_plain(some), some.hidden]) - shift) @ turn
+    signs = np.zeros(inputs.shape[1], dtype=np.int_)
+    signs[: len(SIGNS)] = SIGNS
     parts = some.source if len(np.unique(some.source)) > 1 else np.arange(len(some.source)) % PARTS
-    for part in np.unique(parts):
-        here = parts == part
-        unseen[here] = heads(some.rows(~here)).logits(some.rows(here))
-    blend = regress(np.column_stack([unseen, _plain(some)]), some.outcome, BLEND_PENALTY)
-    both = heads(some)
-    hidden, plain = np.zeros(some.hidden.shape[1]), blend.weights[2:].copy()
-    intercept = blend.intercept
-    for line, share in zip((both.weak, both.strong), blend.weights[:2], strict=True):
-        kept = both.axes.shape[1]
-        hidden += share * (both.axes @ line.weights[:kept])
-        plain += share * line.weights[kept:]
-        intercept += share * (line.intercept - both.mean @ both.axes @ line.weights[:kept])
-    return Trained(hidden, plain, float(intercept))
+    best, least = np.empty(0), math.inf
+    for first, hidden in choices:
+        penalties = np.full(len(signs), hidden)
+        penalties[: len(SIGNS)] = first, *(PENALTY,) * (len(SIGNS) - 1)
+        loss = 0.0
+        for part in np.unique(parts):
+            here = parts == part
+            weights, intercept = regress(inputs[~here], some.weak[~here], penalties, signs)
+            chance = np.clip(_chance(inputs[here] @ weights + intercept), 1e-6, 1 - 1e-6)
+            loss -= float((some.weak[here] * np.log(chance) + (1 - some.weak[here]) * np.log(1 - chance)).mean())
+        if loss / len(np.unique(parts)) < least - GAIN:
+            best, least = penalties, loss / len(np.unique(parts))
+    weights, intercept = regress(inputs, some.weak, best, signs)
+    plain, hidden_weights = np.split(turn @ weights, [len(SIGNS)])
+    return Trained(hidden_weights, plain, float(intercept - shift @ turn @ weights), _strong(some))
 
 
-def held_out(some: Lessons) -> Floats:
+def _inputs(some: Lessons) -> tuple[Floats, Floats]:
+    """What to take off the plain inputs beside the hidden state, and what to multiply that with.
+
+    The plain inputs are standardized; of the hidden state there remain the directions of the largest variance, scaled
+    alike, so that a penalty holds back the most what varies the least.
+    """
+    plain = _plain(some)
+    mean = some.hidden.mean(axis=0)
+    _, sizes, directions = np.linalg.svd(some.hidden - mean, full_matrices=False)
+    axes = directions[:AXES].T
+    turn = np.zeros((plain.shape[1] + len(mean), plain.shape[1] + axes.shape[1]))
+    turn[range(plain.shape[1]), range(plain.shape[1])] = 1 / (plain.std(axis=0) + 1e-9)
+    if axes.size:
+        turn[plain.shape[1] :, plain.shape[1] :] = axes / np.sqrt((sizes[:AXES] ** 2).mean() / len(plain))
+    return np.append(plain.mean(axis=0), mean), turn
+
+
+def _strong(some: Lessons) -> float:
+    """How often models of the class that prompts go up to were right."""
+    known = np.array(["gpt-4" in ORIGINS[name].strong for name in some.source.tolist()])
+    return float(some.strong[known].mean() if known.any() else some.strong.mean())
+
+
+def held_out(some: Lessons, choices: Sequence[tuple[float, float]] = CHOICES) -> Floats:
     """Scores of each source by a second look trained on the others, as far as these may train what is shipped."""
     trains = np.array([ORIGINS[name].trains for name in some.source.tolist()])
     scores = np.zeros(len(some.source))
     for name in np.unique(some.source):
         here = some.source == name
-        scores[here] = fit(some.rows(trains & ~here)).score(some.rows(here))
+        scores[here] = fit(some.rows(trains & ~here), choices).score(some.rows(here))
     return scores
 
 
-def ship(some: Lessons, out: Path, model_sha256: str) -> Calibration:
+def ship(some: Lessons, out: Path, model_sha256: str, choices: Sequence[tuple[float, float]] = CHOICES) -> Calibration:
     """Train on all of `some` that may train, and write the graph and its calibration to `out`.
 
     The calibration is of each question's score by a second look that had not seen its source.
@@ -190,9 +217,9 @@ def ship(some: Lessons, out: Path, model_sha256: str) -> Calibration:
     some = some.rows(np.array([ORIGINS[name].trains for name in some.source.tolist()]))
     if len(np.unique(some.source)) < 2:
         raise RouterError("A second look learns from questions of two sources at least: ask the model more of them.")
-    trained, unseen = fit(some), held_out(some)
+    trained, unseen = fit(some, choices), held_out(some, choices)
     digest = hashlib.sha256(model_sha256.encode())
-    for array in (trained.hidden, trained.plain, np.array(trained.intercept)):
+    for array in (trained.hidden, trained.plain, np.array([trained.intercept, trained.strong])):
         digest.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
     names = ", ".join(f"{(some.source == name).sum()} {name}" for name in np.unique(some.source))
     right = f"the model was right on {some.weak.mean():.3f}"
@@ -207,14 +234,11 @@ def ship(some: Lessons, out: Path, model_sha256: str) -> Calibration:
         hidden=trained.hidden.astype(np.float32),
         plain=trained.plain.astype(np.float32),
         intercept=trained.intercept,
+        strong=trained.strong,
         metadata=metadata,
     )
     calibration.save(out / "calibration.json")
     return calibration
-
-
-def _inputs(some: Lessons, mean: Floats, axes: Floats) -> Floats:
-    return np.column_stack([(some.hidden - mean) @ axes, _plain(some)])
 
 
 def _plain(some: Lessons) -> Floats:

@@ -150,7 +150,7 @@ def test_a_file_that_was_damaged_here_is_fetched_again(server: Server, tmp_path:
     assert BENCHMARKS["gsm8k"](folder).prompts == ["How many\u2028?"]
 
 
-@pytest.mark.parametrize(("files", "count", "folder"), [(routellm.files(), 63, ""), (public.files(), 28, "[a-z_]+/")])
+@pytest.mark.parametrize(("files", "count", "folder"), [(routellm.files(), 63, ""), (public.files(), 31, "[a-z_]+/")])
 def test_every_pinned_file_is_named_by_its_commit_and_a_whole_hash(files: list[File], count: int, folder: str) -> None:
     assert len(files) == len({file.path for file in files}) == count
     for file in files:

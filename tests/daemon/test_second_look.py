@@ -66,6 +66,7 @@ def models_ready(store: Store, smollm2: Path, use_encoder: Path, tmp_path_factor
         hidden=np.full(WIDTH, 1e-4, np.float32),
         plain=np.array([0.1, 0.3, -0.3, 0.3, -0.3], np.float32),
         intercept=0.0,
+        strong=0.8,
         metadata={"version": "made"},
     )
     scores = np.linspace(0.2, 0.8, 50)

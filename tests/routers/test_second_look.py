@@ -16,8 +16,9 @@ from routers.interface import RouterError
 from routers.second_look import FILE, SIGNALS, SecondLook, beside, signals
 from routers.training import attempts as kept
 from routers.training.attempts import Attempts
+from routers.training.export import write_second_look
 from routers.training.questions import ORIGINS, Question
-from routers.training.second_look import Lessons, fit, held_out, of_any, ship
+from routers.training.second_look import Lessons, fit, held_out, lessons, of_any, ship
 from tests.routers.made import WIDTH, made_lessons
 
 SHA256 = "ab" * 32
@@ -137,7 +138,7 @@ def test_tokens_without_both_signals_are_a_mistake_of_the_caller(entropies: list
         signals(entropies, margins)
 
 
-def test_a_missing_or_damaged_artifact_is_refused_in_one_line(artifact: Path, some: Lessons, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_artifact_is_refused_in_one_line(artifact: Path, tmp_path: Path) -> None:
     broken = []
     for name, damage in {
         "no graph": lambda folder: (folder / FILE).unlink(),
@@ -150,7 +151,16 @@ def test_a_missing_or_damaged_artifact_is_refused_in_one_line(artifact: Path, so
         shutil.copytree(artifact, tmp_path / name)
         damage(tmp_path / name)
         broken.append(tmp_path / name)
-    ship(replace(some, signals=some.signals[:, : SIGNALS - 1]), tmp_path / "other signals", SHA256)
+    shutil.copytree(artifact, tmp_path / "other signals")
+    version = SecondLook.load(artifact).version
+    write_second_look(
+        tmp_path / "other signals" / FILE,
+        hidden=np.ones(WIDTH, np.float32),
+        plain=np.ones(SIGNALS, np.float32),
+        intercept=0.0,
+        strong=0.8,
+        metadata={"version": version},
+    )
     for folder in [*broken, tmp_path / "other signals", tmp_path / "nowhere"]:
         with pytest.raises(RouterError) as refused:
             SecondLook.load(folder)
@@ -158,14 +168,13 @@ def test_a_missing_or_damaged_artifact_is_refused_in_one_line(artifact: Path, so
 
 
 def test_weights_that_are_no_numbers_are_refused(some: Lessons, tmp_path: Path) -> None:
-    from routers.training.export import write_second_look
-
     ship(some, tmp_path, SHA256)
     write_second_look(
         tmp_path / FILE,
         hidden=np.full(WIDTH, np.nan, np.float32),
         plain=np.ones(1 + SIGNALS, np.float32),
         intercept=0.0,
+        strong=0.8,
         metadata={"version": "x"},
     )
     with pytest.raises(RouterError, match="not numbers"):
@@ -185,6 +194,29 @@ def _attempts(keys: list[str]) -> Attempts:
         np.array(keys), np.ones(count, np.bool_), *(np.ones((count, 4), np.float16) for _ in range(2)),
         *(kept.padded([[0.5, 0.25]] * count, kept.WATCHED) for _ in range(2)), kept.padded([[]] * count, kept.CHOICES),
     )  # fmt: skip
+
+
+def test_where_letters_were_chosen_from_only_the_letters_say_how_sure_the_model_was() -> None:
+    questions = [Question("mmlu_pro", "which", "A", 1.0, choices=2), Question("crux", "what", "1", 1.0, "literal", 0)]
+    found = replace(
+        _attempts([question.key for question in questions]),
+        label_logprobs=kept.padded([[np.log(0.003), np.log(0.001)], []], kept.CHOICES),
+    )
+    chosen, written = lessons(questions, found, [0.5, 0.5]).signals
+    assert chosen == pytest.approx([0.5623, 0.5, 0.5623, 0.5], abs=1e-4)
+    assert written == pytest.approx([0.5, 0.5, 0.375, 0.375])
+
+
+def test_doubt_never_counts_for_an_answer_whatever_the_questions_suggest(some: Lessons) -> None:
+    contrary = fit(replace(some, weak=1 - some.weak))
+    assert (contrary.plain * np.array([-1, -1, 1, -1, 1]) >= 0).all()
+    assert (fit(some).plain != 0).any()
+
+
+def test_what_does_not_help_on_sources_left_out_is_left_out(some: Lessons) -> None:
+    noise = np.random.default_rng(1).normal(size=some.hidden.shape)
+    assert not fit(replace(some, hidden=noise, first_score=np.full(len(some.weak), 0.6))).hidden.any()
+    assert fit(some).hidden.any()
 
 
 def test_attempts_are_kept_in_order_and_once_each(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ LEAST = 1.0
 """Standard errors by which the held-out order must be better for anything to be kept."""
 CERTAIN = 3.0
 """From so many on, all that was learnt is kept; with fewer a short step, since what is learnt may be wrong."""
-SHORT = 0.02
-"""Mean change of a prompt's rank, as a share of all ranks, in a short step."""
+SHORT, MANY = 0.02, 200
+"""Mean change of a prompt's rank, as a share of all ranks, in a short step, from so many verdicts on; with fewer it is
+shorter in proportion, since then chance decides more of what is learnt."""
 DEPENDENT = 2.5
 """Standard errors by which verdicts may depend on who answered, among prompts that score alike."""
 
@@ -150,13 +151,14 @@ def _standing(leads: Floats, due: NDArray[np.bool_]) -> Floats:
 
 
 def _short(learnt: Lesson) -> float:
-    """The longest step that changes ranks by `SHORT`."""
+    """The longest step that is short; see `SHORT`."""
     ranks = _ranks(learnt.own)
+    most = SHORT * min(1.0, len(ranks) / MANY)
     low, high = 0.0, 1.0
     for _ in range(20):
         step = (low + high) / 2
         moved = float(np.abs(_ranks(learnt.leads(step)) - ranks).mean()) / len(ranks)
-        low, high = (step, high) if moved <= SHORT else (low, step)
+        low, high = (step, high) if moved <= most else (low, step)
     return low
 
 

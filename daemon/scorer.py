@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from routers.causal_llm import Reading
     from routers.correction import Correction
     from routers.encoder import Encoder
+    from routers.follow_up import FollowUps
     from routers.interface import Router
     from routers.knn import Neighbour
 
@@ -102,6 +103,7 @@ class Scorer:
         self._readings: dict[str, Calibrated] = {}
         self._failed: dict[str, float] = {}
         self._encoder: Encoder | None = None
+        self._follow_ups: FollowUps | None = None
         self._corrections = _stamps()
         self.trouble = ""
         """Why the settings' router is not loaded: one line for people, or nothing."""
@@ -158,7 +160,7 @@ class Scorer:
             return Look(None, 1.0, None, 0.0)
         from routers.knn import NearestNeighboursRouter
 
-        scores, sight = _rated(loaded, turns)
+        turns, scores, sight = self._rated(loaded, turns)
         router, hardest = loaded.router, turns[scores.index(max(scores))]
         near = router.explain(hardest) if isinstance(router, NearestNeighboursRouter) else ()
         limit, taken = loaded.threshold if threshold is None else threshold, _milliseconds(start)
@@ -268,6 +270,27 @@ class Scorer:
         self._loaded[name] = Loaded(router, threshold, calibration, label, learnt[0] if learnt else None)
         return self._loaded[name]
 
+    def _rated(self, loaded: Loaded, turns: Sequence[str]) -> tuple[Sequence[str], list[float], Sight | None]:
+        """Those of `turns` that count, their scores, and what the router saw of the hardest, where it goes by
+        embeddings."""
+        from routers.correction import EmbeddingRouter
+        from routers.follow_up import FollowUps
+
+        router = loaded.router
+        if not isinstance(router, EmbeddingRouter):
+            return turns, [float(score) for score in router.score(turns)], None
+        vectors = router.encoder.embed(turns)
+        if len(turns) > 1:
+            self._follow_ups = self._follow_ups or FollowUps()
+            counts = ~self._follow_ups.are(vectors)
+            counts[0] = True
+            turns, vectors = [turn for turn, one in zip(turns, counts, strict=True) if one], vectors[counts]
+        own = router.score_embedded(turns, vectors)
+        scores = [float(score) for score in (loaded.correction.of(own, vectors) if loaded.correction else own)]
+        row = scores.index(max(scores))
+        sight = Sight(f"{router.name}@{router.version}", float(own[row]), vectors[row].astype("<f2").tobytes())
+        return turns, scores, sight
+
     def _trouble(self, name: str, text: str) -> None:
         if name == self._routing.router:
             if text and text != self.trouble:
@@ -275,24 +298,11 @@ class Scorer:
             self.trouble = text
 
 
-def _rated(loaded: Loaded, turns: Sequence[str]) -> tuple[list[float], Sight | None]:
-    """The scores of `turns`, and what the router saw of the hardest, where it goes by embeddings."""
-    from routers.correction import EmbeddingRouter
-
-    router = loaded.router
-    if not isinstance(router, EmbeddingRouter):
-        return [float(score) for score in router.score(turns)], None
-    vectors = router.encoder.embed(turns)
-    own = router.score_embedded(turns, vectors)
-    scores = [float(score) for score in (loaded.correction.of(own, vectors) if loaded.correction else own)]
-    row = scores.index(max(scores))
-    return scores, Sight(f"{router.name}@{router.version}", float(own[row]), vectors[row].astype("<f2").tobytes())
-
-
 def user_turns(messages: Sequence[Message]) -> list[str]:
-    """The text of the latest user messages, oldest first, without follow-ups that say nothing of their own.
+    """The text of the latest user messages, oldest first, without short follow-ups that say nothing of their own.
 
-    So whatever the router made of such a follow-up, it cannot move the conversation.
+    So whatever the router made of such a follow-up, it cannot move the conversation. Longer ones take a look at what
+    they say (`routers/follow_up.py`).
     """
     turns = [text_of(message) for message in messages if message["role"] == "user"]
     return [*turns[:1], *(turn for turn in turns[1:] if not _says_little(turn))][-TURNS:]

@@ -37,6 +37,20 @@ FOLLOW_UPS = (
     "👍",
     "",
 )
+LONG_FOLLOW_UPS = (
+    "Alright, I had to take a call, where were we, please resume.",
+    "Sorry for the delay, I was reading your reply, do go on with the next part.",
+    "That's enough for today, see you tomorrow and thanks again for everything.",
+    "Hmm, I am not convinced, would you double check what you just told me?",
+    "Desculpa a demora, estive a ler tudo com calma, avança lá para o próximo ponto.",
+    "Ok, entendido, agradeço imenso a paciência que tiveste comigo hoje.",
+)
+ASKING = (
+    "Now prove it formally by induction on the number of vertices of the graph.",
+    "Please continue with the proof of the theorem for the case where n is even.",
+    "Are you sure? What happens with the second law of thermodynamics in that case?",
+    "Continua, mas agora resolve a equação diferencial com condições de fronteira periódicas.",
+)
 ROUTERS = ("mf", "knn", "sw_ranking")
 
 
@@ -65,6 +79,17 @@ async def test_no_follow_up_without_content_changes_the_route_however_close_the_
             score = (await scorer.look(conversation(turns), router)).score
             assert score is not None
             assert [score >= limit for limit in thresholds] == [began >= limit for limit in thresholds], turns
+
+
+async def test_a_long_follow_up_that_asks_nothing_leaves_the_score_alone_and_one_that_asks_does_not(
+    scorer: Scorer,
+) -> None:
+    for opening in OPENINGS:
+        began = (await scorer.look(conversation([opening]))).score
+        for follow_up in LONG_FOLLOW_UPS:
+            assert (await scorer.look(conversation([opening, follow_up]))).score == began, follow_up
+        for follow_up in ASKING:
+            assert (await scorer.look(conversation([opening, follow_up]))).score != began, follow_up
 
 
 @pytest.mark.parametrize("router", ROUTERS)

@@ -287,6 +287,8 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         # With a write-ahead log a crash loses nothing by it, and a power cut the last moments at most.
         connection.execute("PRAGMA synchronous = NORMAL")
+        # Rows are written once and read by other processes: SQLite's 2 MiB of pages would fill up and serve nobody.
+        connection.execute("PRAGMA cache_size = -256")
         # What is deleted is overwritten.
         connection.execute("PRAGMA secure_delete = ON")
         _migrate(connection)

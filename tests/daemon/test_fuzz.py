@@ -7,6 +7,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
 from tests.daemon.harness import Daemon
 
 REQUESTS = 10_000
@@ -39,6 +41,7 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 
+@pytest.mark.timeout(1800)
 def test_no_nearly_right_request_of_ten_thousand_is_a_server_error(upcall: Daemon) -> None:
     chance = random.Random(0)
     connection = http.client.HTTPConnection("127.0.0.1", upcall.server.port, timeout=120)

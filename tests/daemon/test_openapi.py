@@ -76,6 +76,7 @@ async def _send(session: aiohttp.ClientSession, waiting: Iterator[Request], stat
             statuses[response.status] += 1
 
 
+@pytest.mark.timeout(1800)
 def test_no_request_at_the_limits_of_the_document_is_a_server_error(
     escalating: Escalating, aimock: Emulator, tmp_path: Path
 ) -> None:

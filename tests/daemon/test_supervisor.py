@@ -66,6 +66,7 @@ def test_a_killed_gateway_ends_the_daemon_with_an_error_for_systemd_to_restart(s
 def test_a_killed_local_worker_is_restarted_again_and_again(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     for _ in range(3):
+        wait_until(lambda: len(daemon.children("local")) == 1)
         (worker,) = daemon.children("local")
         worker.kill()
         hello = [{"role": "user", "content": "hello"}]

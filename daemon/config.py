@@ -75,7 +75,7 @@ class Routing(Section):
 class SecondLook(Section):
     enabled: bool = False
     """Hold the first tokens of a local answer back where the router was nearly undecided, and let the prompt go up
-    where they show that the answer will not do. Off: the measurements so far show no gain."""
+    where they show that the answer will not do. Off: its worth for answers in words is not measured."""
     band: float = Field(default=0.2, ge=0, le=1)
     """Share of ordinary prompts that are looked at twice: those whose scores lie closest below the threshold."""
     tokens: int = Field(default=4, ge=2, le=32)

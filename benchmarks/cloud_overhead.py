@@ -3,9 +3,10 @@
 The provider is a process of this script's own that streams OpenAI chunks at a steady pace, each stamped with the moment
 it left (the monotonic clock is one for the whole machine). Reported for 1 and 32 clients: the whole answer, the first
 chunk, and each chunk's way to the client, as through minus direct; and the processor time that one answer takes, which
-a busy machine distorts least. `--litellm` adds LiteLLM's proxy, from an environment that has it, in the same run.
+a busy machine distorts least. `--litellm` adds LiteLLM's proxy in the same run, and installs it for that in an
+environment of its own under `.build`.
 
-    python benchmarks/cloud_overhead.py [--seconds 20] [--litellm /path/to/bin/litellm]
+    python benchmarks/cloud_overhead.py [--seconds 20] [--litellm]
 """
 
 import argparse
@@ -48,13 +49,23 @@ class Sample:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20, help="of asking, per path and number of clients")
-    parser.add_argument("--litellm", type=Path, help="the litellm command of an environment that has litellm[proxy]")
+    parser.add_argument("--litellm", action="store_true", help="measure LiteLLM's proxy, too")
     parser.add_argument("--provider", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.provider:
         web.run_app(provider(), host="127.0.0.1", port=PROVIDER, print=None, access_log=None)
     else:
-        asyncio.run(measure(arguments.seconds, arguments.litellm))
+        asyncio.run(measure(arguments.seconds, installed() if arguments.litellm else None))
+
+
+def installed() -> Path:
+    """LiteLLM's command, in an environment of its own."""
+    command = Path(__file__).parent.parent / ".build/litellm/bin/litellm"
+    if not command.exists():
+        place = command.parent.parent
+        subprocess.run([sys.executable, "-m", "venv", place], check=True)
+        subprocess.run([place / "bin/pip", "install", "--quiet", "litellm[proxy]"], check=True)
+    return command
 
 
 def provider() -> web.Application:

@@ -1,4 +1,4 @@
-"""Trains `routers/follow_up.py`: `python -m routers.training.follow_up --data DIR`.
+"""Trains `routers/follow_up.py`: `python -m routers.training.follow_up --data DIR --encoder FILE`.
 
 A logistic layer over the encoder's vectors: sentences written for it that ask nothing new, against others that do and
 ordinary prompts. What `benchmarks/conversations.py` judges it by is not among them.
@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow.parquet as pq
 from sklearn.linear_model import LogisticRegression
 
-from models.store import Store
 from routers.encoder import Encoder
 from routers.follow_up import ARTIFACT, FORMAT
 
@@ -89,8 +88,9 @@ ASKING = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("UPCALL_DATA"), help="folder of the data files")
+    parser.add_argument("--encoder", type=Path, required=True, help="the file of use-multilingual")
     options = parser.parse_args()
-    encoder = Encoder(Store().path("use-multilingual"))
+    encoder = Encoder(options.encoder)
     table = pq.read_table(options.data / "arena55k_subset.parquet", columns=["prompt"])
     short = sorted({prompt for prompt in table["prompt"].to_pylist() if len(prompt) <= LONGEST})
     prompts = [short[row] for row in np.random.default_rng(0).permutation(len(short))[:PROMPTS]]

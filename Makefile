@@ -27,7 +27,7 @@ run-pair: install ## the same with a second, larger local model in the place of 
 	$(BIN)/python -m daemon.demo --pair
 
 test: install ## run the tests; what the machine lacks is skipped with the reason (ARGS=... goes to pytest; -n 0 runs them one by one)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-deps: debian train-deps .venv-llmock/.installed .venv-clients/.installed tests/emulators/node_modules/.installed tests/clients/node_modules/.installed tests/daemon/browser/node_modules/.installed ## install what the tests need beyond Python (as root)
 

@@ -69,7 +69,7 @@ class Http:
 
     async def close(self) -> None:
         """Running answers break off."""
-        # The session itself would leave their readers waiting.
+        # aiohttp's own close would leave their readers waiting.
         for response in self._open:
             response.close()
         await self._session.close()

@@ -76,7 +76,7 @@ class Http:
 
     async def _events(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
         # https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
-        held, data, searched = bytearray(), list[bytes](), 0
+        held, data, searched, gathered = bytearray(), list[bytes](), 0, 0
         self._open.add(response)
         try:
             async for piece in response.content.iter_any():
@@ -87,12 +87,13 @@ class Http:
                     start = end + 1
                     if line.startswith(b"data:"):
                         data.append(line[5:].removeprefix(b" "))
+                        gathered += len(line)
                     elif not line and data:
                         yield b"\n".join(data)
-                        data = []
+                        data, gathered = [], 0
                 del held[:start]
                 searched = len(held)
-                if searched > _LONGEST_EVENT:
+                if gathered + searched > _LONGEST_EVENT:
                     raise EventTooLongError
         finally:
             self._open.discard(response)

@@ -141,7 +141,7 @@ class SlotPool:
             return False
         self._forget_deleted()
         for tokens, data in self._saved.states():
-            if self._disk.add(tokens, data.nbytes, lambda data=data: data):  # type: ignore[misc]
+            if self._disk.add(tokens, data.nbytes, partial(np.asarray, data)):
                 return True
         return any(
             slot.length > _WORTH_WAITING

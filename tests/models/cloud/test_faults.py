@@ -222,6 +222,24 @@ async def test_a_line_of_50_mb_is_read_or_refused_but_never_hangs(cloud: Cloud, 
     assert len(text(got)) == 50_000_000
 
 
+@pytest.mark.parametrize("piece", [b"x" * 2**20, b"data: " + b"x" * 2**20 + b"\n"], ids=["one line", "many lines"])
+async def test_an_event_without_an_end_is_given_up(cloud: Cloud, upstream: Upstream, piece: bytes) -> None:
+    sent = 0
+
+    async def unending(call: Call) -> None:
+        nonlocal sent
+        await call.send(*call.begin)
+        await call.write(b"data: ")
+        while sent < 400:
+            await call.write(piece)
+            sent += 1
+
+    upstream.script = unending
+    got = await asyncio.wait_for(events(cloud("openai", upstream.base_url("openai")), ask("hello")), 60)
+    assert failure(got).code is FailureCode.UPSTREAM
+    assert sent < 400
+
+
 @pytest.mark.parametrize(
     "body", [b"data: {not json}\n\n", b"data: [1, 2]\n\n", b"data: {}\n\n", b"\xff\xfe\n\n", b"<html>hello</html>"]
 )

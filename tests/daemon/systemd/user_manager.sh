@@ -49,6 +49,11 @@ touch /run/systemd/journal/flushed
     echo 0 > /sys/fs/cgroup/journald/cgroup.procs
     exec /lib/systemd/systemd-journald
 ) > /dev/null 2>&1 < /dev/null &
+# The manager looks for the journal once, when it starts; without one its own messages are lost for good.
+for _ in $(seq 300); do
+    [ -S /run/systemd/journal/socket ] && [ -S /run/systemd/journal/stdout ] && break
+    sleep 0.1
+done
 
 mkdir -p -m 755 /run/user
 mkdir -m 700 "$runtime"
@@ -60,7 +65,7 @@ chown -R "$uid:$uid" "$runtime" "$manager"
         /lib/systemd/systemd --user --log-target=journal
 ) > /dev/null < /dev/null &
 for _ in $(seq 300); do
-    [ -S "$runtime/systemd/private" ] && [ -S /run/systemd/journal/stdout ] && break
+    [ -S "$runtime/systemd/private" ] && break
     sleep 0.1
 done
 echo ready

@@ -73,8 +73,10 @@ function showSeries(series) {
   });
   const sum = stats[period];
   const label = `${text.routesOverTime}: ${sum.local} ${text.local}, ${sum.cloud} ${text.cloud}, ${sum.failed} ${text.failed}`;
-  by("chart").replaceChildren(stackedBars(bars, label));
+  by("chart").replaceChildren(stackedBars(bars, label, by("chart").clientWidth));
 }
+
+new ResizeObserver(() => stats && showSums()).observe(by("chart"));
 
 function showBudget(budget) {
   const limits = [

@@ -25,6 +25,10 @@ AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 PATIENCE = 60.0
 """Seconds; a deadline that only a hang can reach."""
 WIDTHS = (390, 820, 1440)
+FILLS_ITS_PLACE = """
+    const [place, line] = ["#chart", "#chart .grid"].map((name) => document.querySelector(name).getBoundingClientRect());
+    return Math.abs(place.right - line.right) < 2 && line.width > 0.8 * place.width;
+"""
 
 Open = Callable[..., WebDriver]
 """`open_page(daemon, language="en", dark=False)`: a browser at the daemon's page, once that shows figures."""
@@ -174,6 +178,7 @@ def test_the_page_is_accessible_at_every_width(upcall: Daemon, open_page: Open, 
         page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         _until(page, lambda width=width: page.execute_script("return innerWidth") == width)
         assert page.execute_script("return document.documentElement.scrollWidth") <= width, "it scrolls sideways"
+        _until(page, lambda: page.execute_script(FILLS_ITS_PLACE))
         violations = _axe(page)
         assert not violations, json.dumps(violations, indent=1)[:4000]
         picture = tmp_path / f"{scheme}-{width}.png"

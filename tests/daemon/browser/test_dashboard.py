@@ -26,7 +26,8 @@ PATIENCE = 60.0
 """Seconds; a deadline that only a hang can reach."""
 WIDTHS = (390, 820, 1440)
 FILLS_ITS_PLACE = """
-    const [place, line] = ["#chart", "#chart .grid"].map((name) => document.querySelector(name).getBoundingClientRect());
+    const box = (name) => document.querySelector(name).getBoundingClientRect();
+    const [place, line] = [box("#chart"), box("#chart .grid")];
     return Math.abs(place.right - line.right) < 2 && line.width > 0.8 * place.width;
 """
 

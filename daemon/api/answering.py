@@ -87,18 +87,19 @@ async def _stream(
 ) -> web.StreamResponse:
     response: web.StreamResponse | None = None
     async for event in events:
+        begin = b""
         if response is None:
             if isinstance(event, Failure):
                 raise ApiError.of(event, headers=exchange.headers)
-            response = await _open(request, exchange, shape)
-        data = shape.error(ApiError.of(event)) if isinstance(event, Failure) else shape.event(event)
+            response, begin = await _open(request, exchange, shape), shape.start()
+        # What belongs together goes out together: each write wakes the client.
+        data = begin + (shape.error(ApiError.of(event)) if isinstance(event, Failure) else shape.event(event))
         if data:
             await response.write(data)
+    begin = b""
     if response is None:
-        response = await _open(request, exchange, shape)
-    if exchange.ok:
-        await response.write(shape.end())
-    await response.write_eof()
+        response, begin = await _open(request, exchange, shape), shape.start()
+    await response.write_eof(begin + (shape.end() if exchange.ok else b""))
     return response
 
 
@@ -107,5 +108,4 @@ async def _open(request: web.Request, exchange: Exchange, shape: Shape) -> web.S
     response.content_type = shape.content_type
     response.headers["Cache-Control"] = "no-store"
     await response.prepare(request)
-    await response.write(shape.start())
     return response

@@ -1,7 +1,7 @@
-"""The BERT classifier (RouteLLM, arXiv 2406.18665 §4.2) over the first layers of MiniLM, fine-tuned, int8.
+"""The BERT classifier (RouteLLM, arXiv 2406.18665 §4.2): MiniLM with its upper layers fine-tuned, int8.
 
-The token embeddings, half of the model's weights, stay as they are and are read from the model store's file; the layers
-above them are the artifact. Both are pinned: the artifact names the hash of the file that it was trained over.
+The token embeddings and the lower layers stay as they are and are read from the model store's file; the layers above
+them are the artifact. Both are pinned: the artifact names the hash of the file that it was trained over.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from routers.features import log_length
 from routers.graph import ARTIFACTS, Graph
 from routers.minilm import WIDTH, MiniLM, after_layer
 
-FIRST, LAYERS = 0, 3
-"""Of MiniLM's six layers those that the artifact holds: three are a file of 5 MB and half of the time."""
+FIRST, LAYERS = 3, 3
+"""Of MiniLM's six layers those that the artifact holds: three are a file of 5 MB."""
 
 
 class BertRouter:

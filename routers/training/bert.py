@@ -1,6 +1,6 @@
 """Trains the BERT classifier: `python -m routers.training.bert --data DIR --encoder FILE`.
 
-RouteLLM (arXiv 2406.18665 §4.2) fine-tunes BERT-base to classify prompts by who wins. Here the first layers of MiniLM
+RouteLLM (arXiv 2406.18665 §4.2) fine-tunes BERT-base to classify prompts by who wins. Here the upper layers of MiniLM
 are fine-tuned on the outcomes that train `mf`, as the chance that the strong model is preferred, ties counting as half.
 As for `mf` each part of a source has an offset of its own, and a term for the length of the question stands beside.
 """
@@ -70,7 +70,7 @@ def train(
     """
     settings = settings or Settings()
     sources = data.sources(data_folder)
-    base = MiniLM(encoder, after_layer(FIRST - 1))
+    base = MiniLM(encoder, after_layer(FIRST - 1), threads=2)
     kept = [~pairs.held_back(source.prompts) for source in sources]
     prompts = [prompt for source in sources for prompt in source.prompts]
     fingerprint = data.fingerprint(data_folder, [source.name for source in sources])
@@ -233,7 +233,7 @@ POOL = 20
 
 
 def _padded(base: MiniLM, tokens: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """States `(n, longest, WIDTH)` and which of them are of tokens. Behind the first layers prompts of one length go
+    """States `(n, longest, WIDTH)` and which of them are of tokens. Behind the lower layers prompts of one length go
     together, since the frozen part takes no padding."""
     lengths = np.array([len(each) for each in tokens])
     states = np.zeros((len(tokens), lengths.max(), WIDTH), dtype=np.float32)

@@ -7,7 +7,7 @@ models.
 import functools
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ class Source:
     weak: tuple[str, ...]
     groups: list[str]
     """A part of the source per prompt, such as a subject or a task: outcomes compare within one better than across."""
+    weight: float = 1.0
+    """How much it counts beside the others."""
 
     def quality(self, models: tuple[str, ...]) -> NDArray[np.float32]:
         """Mean outcome of `models` per prompt, NaN where none answered."""
@@ -54,6 +56,7 @@ def sources(data: Path) -> list[Source]:
     """Every source whose licence allows shipping what is trained on it, without the benchmarks' prompts."""
     return [
         _solutions(data),
+        _validation(data),
         _wide(data, "mmlu_pro_wide", MMLU_PRO_STRONG, MMLU_PRO_WEAK, "category"),
         _wide(data, "llmrouter_dc_9models", DC_STRONG, DC_WEAK, None),
         _wide(data, "lmeval_small_models_wide", LMEVAL_STRONG, LMEVAL_WEAK, "task", LMEVAL_TASKS),
@@ -100,6 +103,8 @@ def fingerprint(data: Path, names: list[str]) -> str:
     digest = hashlib.sha256()
     for name in sorted(names):
         digest.update((data / f"{name}.parquet").read_bytes())
+    if "mmlu_questions" in names:
+        digest.update(GOLDEN.read_bytes())
     return digest.hexdigest()
 
 
@@ -134,6 +139,42 @@ def _solutions(data: Path) -> Source:
         ("step-0.9",),
         ["gsm8k"] * len(rows),
     )
+
+
+def _validation(data: Path) -> Source:
+    """Golden labels as in the paper: MMLU's validation questions, put to a local model by `python -m daemon.golden`.
+
+    How likely it took the right choice stands for how a weak model does; an answer key stands for the strong one.
+    """
+    prompts = [prompt for prompt, _ in validation_questions(data)]
+    with np.load(GOLDEN, allow_pickle=False) as stored:
+        right = dict(zip(stored["key"].tolist(), stored["right"].tolist(), strict=True))
+    weak = np.array([right.get(key(prompt), np.nan) for prompt in prompts], dtype=np.float32)
+    outcomes = {"answer key": np.ones_like(weak), "qwen2.5-coder-1.5b": weak}
+    groups = ["mmlu"] * len(prompts)
+    return Source(
+        "mmlu_questions", prompts, outcomes, ("answer key",), ("qwen2.5-coder-1.5b",), groups, weight=GOLDEN_WEIGHT
+    )
+
+
+GOLDEN_WEIGHT = 3.0
+"""Chosen on sources left out; `routers/results/README.md` has the others."""
+GOLDEN = Path(__file__).with_name("golden.npz")
+"""`key` of each question and `right`, the model's chance of the right choice among the four; no text."""
+
+
+def validation_questions(data: Path) -> Iterator[tuple[str, str]]:
+    """With choices, and the letter of the right one: MMLU's for validation and development, less what its test asks."""
+    leaked = leaks(data, "mmlu_questions")
+    for row in pq.read_table(data / "mmlu_questions.parquet").to_pylist():
+        prompt = "\n".join([row["question"].strip(), *(f"{letter}. {row[letter]}" for letter in "ABCD")])
+        if row["split"] != "test" and not leaked(prompt):
+            yield prompt, row["answer"]
+
+
+def key(prompt: str) -> str:
+    """Names a prompt where its text is not kept."""
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def question(prompt: str) -> str:

@@ -12,6 +12,7 @@ from rich.progress import track
 
 from routers.encoder import Encoder
 from routers.features import log_length
+from routers.training.data import key
 
 Rows = NDArray[np.float32]
 
@@ -30,19 +31,15 @@ class Embeddings:
 
     def of(self, prompts: Sequence[str], name: str) -> Rows:
         """Vectors of `prompts`, one row each; `name` says in the progress bar what they are."""
-        missing = list(dict.fromkeys(prompt for prompt in prompts if _key(prompt) not in self._vectors))
+        missing = list(dict.fromkeys(prompt for prompt in prompts if key(prompt) not in self._vectors))
         if missing:
             encoder = Encoder(self._encoder)
             for prompt in track(missing, f"Embedding {name}", console=Console(stderr=True)):
-                self._vectors[_key(prompt)] = encoder.embed([prompt])[0].astype(np.float16)
+                self._vectors[key(prompt)] = encoder.embed([prompt])[0].astype(np.float16)
             self._file.parent.mkdir(parents=True, exist_ok=True)
             np.savez(self._file, keys=np.array(list(self._vectors)), vectors=np.stack(list(self._vectors.values())))
-        return np.stack([self._vectors[_key(prompt)] for prompt in prompts]).astype(np.float32)
+        return np.stack([self._vectors[key(prompt)] for prompt in prompts]).astype(np.float32)
 
     def inputs(self, prompts: Sequence[str], name: str) -> tuple[Rows, Rows]:
         """What the trained graphs take: vectors and logarithmic lengths of `prompts`."""
         return self.of(prompts, name), log_length(prompts)
-
-
-def _key(prompt: str) -> str:
-    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]

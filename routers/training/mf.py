@@ -68,7 +68,7 @@ class Trained:
 
     model: MatrixFactorization
     mean: Rows
-    """Of the prompt vectors, each source counting the same."""
+    """Of the prompt vectors, each source counting by its weight."""
 
     def lead(self, vectors: Rows, lengths: Rows) -> NDArray[np.float64]:
         """Of the strong tier over the weak one, per prompt, before calibration."""
@@ -102,7 +102,8 @@ def _factorize(rows: Rows, comparisons: pairs.Comparisons, settings: Settings, p
     model = MatrixFactorization(
         rows.shape[1], int(comparisons.tiers.max()) + 1, int(comparisons.group.max()) + 1, settings
     )
-    parts = [_part(rows, comparisons, number) for number in range(len(model.offsets))]
+    whole = float(comparisons.weight.sum())
+    parts = [_part(rows, comparisons, number, whole) for number in range(len(model.offsets))]
     # Not in batches drawn at random: their noise would drown sources whose leads are small.
     optimizer = torch.optim.LBFGS(
         model.parameters(), max_iter=PER_STEP, history_size=20, line_search_fn="strong_wolfe", tolerance_change=1e-9
@@ -119,7 +120,7 @@ def _factorize(rows: Rows, comparisons: pairs.Comparisons, settings: Settings, p
                 2 * part.spread * lead, part.outcome, part.weight, reduction="sum"
             )
             blurred = (noise * lines).square().sum(dim=1) @ part.share / 2
-            total = total + (misfit / part.spread**2 + blurred) / len(parts)
+            total = total + (misfit / part.spread**2 + blurred) * part.factor
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
@@ -149,15 +150,19 @@ class _Part:
     pair: torch.Tensor
     outcome: torch.Tensor
     weight: torch.Tensor
+    """Sums to 1."""
     spread: float
+    factor: float
+    """How much the source counts, of 1 for all."""
 
 
-def _part(rows: Rows, comparisons: pairs.Comparisons, number: int) -> _Part:
+def _part(rows: Rows, comparisons: pairs.Comparisons, number: int, whole: float) -> _Part:
     among = np.flatnonzero(comparisons.group == number)
     prompt = comparisons.prompt[among]
     tiers = comparisons.tiers[np.stack([comparisons.first[among], comparisons.second[among]])]
     distinct, pair = np.unique(tiers, axis=1, return_inverse=True)
-    weight = comparisons.weight[among] / comparisons.weight[among].sum()
+    own = float(comparisons.weight[among].sum())
+    weight = comparisons.weight[among] / own
     share = np.bincount(pair, weight).astype(np.float32)
     first, second = torch.from_numpy(distinct[0]), torch.from_numpy(distinct[1])
     return _Part(
@@ -170,6 +175,7 @@ def _part(rows: Rows, comparisons: pairs.Comparisons, number: int) -> _Part:
         torch.from_numpy(comparisons.outcome[among]),
         torch.from_numpy(weight),
         float(comparisons.spread[among[0]]),
+        own / whole,
     )
 
 

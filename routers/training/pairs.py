@@ -28,7 +28,7 @@ class Comparisons:
     spread: NDArray[np.float32]
     """Of the source: standard deviation over its prompts of the strong models' mean lead."""
     weight: NDArray[np.float32]
-    """Sums to 1 over a source."""
+    """Sums over a source to its own weight."""
     names: Sequence[str]
     """Of the models."""
     tiers: NDArray[np.int64]
@@ -56,7 +56,7 @@ def compare(sources: Sequence[Source], keep: Sequence[NDArray[np.bool_]]) -> Com
             for weak, model in enumerate(source.weak):
                 lead = won - source.outcomes[model]
                 rows = np.flatnonzero(kept & ~np.isnan(lead))
-                share = 0.5 if won is ideal else 0.5 / len(source.strong)
+                share = source.weight * (0.5 if won is ideal else 0.5 / len(source.strong))
                 columns.append(
                     (
                         rows + start,

@@ -1,7 +1,6 @@
 """Public questions whose right answer is known, and whether a strong model found it."""
 
 import ast
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
-from routers.training.data import leaks
+from routers.training.data import key as prompt_key
+from routers.training.data import leaks, validation_questions
 from routers.training.data import question as without_frame
 
 LONGEST = 280
@@ -34,7 +34,7 @@ class Question:
     @property
     def key(self) -> str:
         """Names the question where its text is not kept."""
-        return hashlib.sha256(self.prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return prompt_key(self.prompt)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -94,6 +94,11 @@ def _mmlu(data: Path) -> Iterable[Question]:
         if not row["contaminated"] and row["gold"]:
             prompt = row["prompt"].removesuffix("Answer:").strip()
             yield Question("mmlu", prompt, row["gold"], float(row["strong_correct"]))
+
+
+def _validation(data: Path) -> Iterable[Question]:
+    for prompt, gold in validation_questions(data):
+        yield Question("mmlu_validation", prompt, gold, 1.0)
 
 
 def _mmlu_pro(data: Path) -> Iterable[Question]:
@@ -176,6 +181,7 @@ def crux(prompt: str, gold: str, strong: float) -> Iterable[Question]:
 CRUX = "What does the assertion compare with? Answer with the Python literal only."
 ORIGINS: Mapping[str, Origin] = {
     "mmlu": Origin(_mmlu, "gpt-4-1106-preview", trains=False),
+    "mmlu_validation": Origin(_validation, "answer key", trains=False),
     "gsm8k": Origin(_gsm8k, "gpt-4-1106-preview", trains=False),
     "mmlu_pro": Origin(_mmlu_pro, "gpt-4o", trains=True),
     "agieval_en": Origin(_agieval("agieval_en"), "llama3.1-8b", trains=True),

@@ -25,6 +25,17 @@ def test_no_question_of_a_benchmark_is_trained_on_with_other_choices(data: Path)
         assert not asked & {training_data.stem(prompt) for prompt in source.prompts}, source.name
 
 
+def test_golden_labels_are_chances_and_nearly_every_question_has_one(data: Path) -> None:
+    (source,) = (source for source in training_data.sources(data) if source.name == "mmlu_questions")
+    labels = source.quality(source.weak)
+    known = labels[~np.isnan(labels)]
+
+    assert len(known) > 0.95 * len(source.prompts) > 1500
+    assert known.min() >= 0
+    assert known.max() <= 1
+    assert 0.3 < known.mean() < 0.7, "a model that only guesses teaches nothing"
+
+
 def test_a_question_is_the_same_whatever_choices_and_punctuation_it_has() -> None:
     first, second = "Who was the first American in space?\nA. Glenn\nB. Shepard", "who was the first american in space"
     assert training_data.stem(first) == training_data.stem(second)

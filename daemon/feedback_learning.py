@@ -25,11 +25,12 @@ LEAST = 1.0
 """Standard errors by which the held-out order must be better for anything to be kept."""
 CERTAIN = 3.0
 """From so many on, all that was learnt is kept; with fewer a short step, since what is learnt may be wrong."""
-SHORT, MANY = 0.02, 200
+SHORT, MANY = 0.015, 200
 """Mean change of a prompt's rank, as a share of all ranks, in a short step, from so many verdicts on; with fewer it is
 shorter in proportion, since then chance decides more of what is learnt."""
-DEPENDENT = 2.5
-"""Standard errors by which verdicts may depend on who answered, among prompts that score alike."""
+DEPENDENT, PLAINLY = 2.5, 1.0
+"""Standard errors by which verdicts may depend on who answered, among prompts that score alike; with more than the second
+only a short step is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,9 @@ def lesson(
     gain = float(gains[due].mean())
     # As for a difference of two areas under ROC curves (DeLong and others, 1988).
     error = math.sqrt(sum(float(gains[kind].var(ddof=1)) / kind.sum() for kind in (due, ~due)))
-    step = 1.0 if gain >= CERTAIN * error else _short(learnt)
-    worth = Worth(len(due), before, before + gain, error, _dependence(learnt.own, due, up), step)
+    dependence = _dependence(learnt.own, due, up)
+    step = 1.0 if gain >= CERTAIN * error and dependence <= PLAINLY else _short(learnt)
+    worth = Worth(len(due), before, before + gain, error, dependence, step)
     return learnt.correction(router, version, step, time.strftime("%Y-%m-%d")), worth
 
 

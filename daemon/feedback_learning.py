@@ -29,8 +29,8 @@ SHORT, MANY = 0.015, 200
 """Mean change of a prompt's rank, as a share of all ranks, in a short step, from so many verdicts on; with fewer it is
 shorter in proportion, since then chance decides more of what is learnt."""
 DEPENDENT, PLAINLY = 2.5, 1.0
-"""Standard errors by which verdicts may depend on who answered, among prompts that score alike; with more than the second
-only a short step is taken."""
+"""Standard errors by which verdicts may depend on who answered, among prompts that score alike; with more than the
+second only a short step is taken."""
 
 
 @dataclass(frozen=True, slots=True)

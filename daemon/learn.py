@@ -72,7 +72,7 @@ def learn(
     """
     sha256 = file_sha256(model)
     attempts = ask(model, questions, folder(sha256), threads=threads, on_progress=on_progress)
-    some = lessons(questions, attempts, _scores("mf", questions, encoder))
+    some = lessons(questions, attempts, first_scores("mf", questions, encoder))
     out = out or beside(model, sha256)
     calibration = ship(some, out, sha256)
     return Learnt(out, calibration.version, len(attempts), some.weak.mean(), calibration.expected_calibration_error)
@@ -96,12 +96,12 @@ def judge(
     attempts = ask(model, questions, folder(file_sha256(model)), threads=threads, on_progress=on_progress)
     known = set(attempts.key.tolist())
     questions = [question for question in questions if question.key in known]
-    first = {name: np.array(_scores(name, questions, encoder)) for name in ("mf", "knn")}
+    first = {name: np.array(first_scores(name, questions, encoder)) for name in ("mf", "knn")}
     lengths = np.array([len(question.prompt) for question in questions], dtype=np.float64)
     return judged(lessons(questions, attempts, first["mf"].tolist()), first, lengths)
 
 
-def _scores(router: str, questions: Sequence[Question], encoder: Path) -> list[float]:
+def first_scores(router: str, questions: Sequence[Question], encoder: Path) -> list[float]:
     loaded = load(router, encoder)
     return [float(loaded.score([question.prompt])[0]) for question in questions]
 

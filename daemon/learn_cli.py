@@ -36,7 +36,7 @@ def learn_model(model: str, data: Path | None, questions: int, threads: int | No
     the machine runs on battery.
     """
     learn, file = training_module("daemon.learn"), _file(model)
-    asked = learn.to_learn(questions, data or _public_questions(), public=data is None)
+    asked = learn.to_learn(questions, data or public_questions(), public=data is None)
     with _asking(file) as on_progress:
         learnt = learn.learn(file, asked, encoder_path(), out=out, threads=threads or 0, on_progress=on_progress)
     click.echo(f"{learnt.folder}: second look {learnt.version}, trained on {learnt.n} questions")
@@ -55,7 +55,7 @@ def evaluate_second_look(model: str, data: Path, questions: int, json_file: Path
 
     learn, file = training_module("daemon.learn"), _file(model)
     shown = training_module("routers.evaluation.second_look")
-    asked = learn.to_judge(questions, data, _public_questions())
+    asked = learn.to_judge(questions, data, public_questions())
     with _asking(file) as on_progress:
         verdict = learn.judge(file, asked, encoder_path(), on_progress=on_progress)
     Console().print(shown.table(verdict))
@@ -65,7 +65,7 @@ def evaluate_second_look(model: str, data: Path, questions: int, json_file: Path
         json_file.write_text(json.dumps(asdict(verdict), indent=1) + "\n")
 
 
-def _public_questions() -> Path:
+def public_questions() -> Path:
     """The folder of the published files, fetched if need be."""
     import platformdirs
 

@@ -33,7 +33,7 @@ score's logit, then entropy and margin twice."""
 CHOICES = tuple((first, hidden) for hidden in (math.inf, 1000.0, 100.0) for first in (math.inf, PENALTY))
 """Penalties of the first score and of the hidden state, simplest first: the one that holds best on sources left out."""
 GAIN = 0.003
-"""Cross entropy by which more inputs must do better there, in nats per question."""
+"""By how much more inputs must order the questions of such a source better; see `_order`."""
 HELD_BACK = 4
 """First tokens that are judged, as by default in the daemon."""
 PARTS = 3
@@ -156,21 +156,29 @@ def fit(some: Lessons, choices: Sequence[tuple[float, float]] = CHOICES) -> Trai
     signs = np.zeros(inputs.shape[1], dtype=np.int_)
     signs[: len(SIGNS)] = SIGNS
     parts = some.source if len(np.unique(some.source)) > 1 else np.arange(len(some.source)) % PARTS
-    best, least = np.empty(0), math.inf
+    best, most = np.empty(0), -math.inf
     for first, hidden in choices:
         penalties = np.full(len(signs), hidden)
         penalties[: len(SIGNS)] = first, *(PENALTY,) * (len(SIGNS) - 1)
-        loss = 0.0
+        orders = []
         for part in np.unique(parts):
             here = parts == part
-            weights, intercept = regress(inputs[~here], some.weak[~here], penalties, signs)
-            chance = np.clip(_chance(inputs[here] @ weights + intercept), 1e-6, 1 - 1e-6)
-            loss -= float((some.weak[here] * np.log(chance) + (1 - some.weak[here]) * np.log(1 - chance)).mean())
-        if loss / len(np.unique(parts)) < least - GAIN:
-            best, least = penalties, loss / len(np.unique(parts))
+            weights, _ = regress(inputs[~here], some.weak[~here], penalties, signs)
+            orders.append(_order(-inputs[here] @ weights, (some.strong - some.weak)[here]))
+        if np.mean(orders) > most + GAIN:
+            best, most = penalties, float(np.mean(orders))
     weights, intercept = regress(inputs, some.weak, best, signs)
     plain, hidden_weights = np.split(turn @ weights, [len(SIGNS)])
     return Trained(hidden_weights, plain, float(intercept - shift @ turn @ weights), _strong(some))
+
+
+def _order(scores: Floats, lead: Floats) -> float:
+    """Mean outcome where the highest `scores` go up first, less that where chance decides, over all shares.
+
+    What is likely of all questions of a source no second look can know, and in the daemon the first look has told.
+    """
+    ranks = scores.argsort(kind="stable").argsort() / len(scores)
+    return float(((ranks - ranks.mean()) * lead).mean())
 
 
 def _inputs(some: Lessons) -> tuple[Floats, Floats]:

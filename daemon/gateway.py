@@ -31,6 +31,8 @@ from daemon.workers import Workers
 from models.store import Store
 
 EXIT_CANNOT_LISTEN = 2
+SETTLING_SECONDS, SETTLING_TURNS = 0.1, 20
+"""Of the event loop: more than a connection takes from being accepted to its first request."""
 STOP_SECONDS = 2.0
 """What answers under way get to finish once the daemon is to stop."""
 
@@ -100,6 +102,7 @@ class Serving:
     settings: Settings
     scorer: Scorer
     runner: web.AppRunner
+    listener: socket.socket
     site: web.SockSite
     watch: "asyncio.Task[None]"
     """Over its connections."""
@@ -171,12 +174,18 @@ class Gateway:
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=STOP_SECONDS)
         await runner.setup()
         # A site closes the socket that it was given when it stops.
-        site = web.SockSite(runner, self._listener.dup())
+        listener = self._listener.dup()
+        site = web.SockSite(runner, listener)
         await site.start()
         assert runner.server is not None
-        return Serving(settings, scorer, runner, site, asyncio.create_task(patience.watch(runner.server)))
+        return Serving(settings, scorer, runner, listener, site, asyncio.create_task(patience.watch(runner.server)))
 
     async def _finish(self, serving: Serving) -> None:
+        # A connection takes some turns of the loop from being accepted to its first request. In these asyncio would
+        # reset it, and aiohttp would leave it open and read nothing from it.
+        asyncio.get_running_loop().remove_reader(serving.listener)
+        for _ in range(SETTLING_TURNS):
+            await asyncio.sleep(SETTLING_SECONDS / SETTLING_TURNS)
         await serving.site.stop()
         await serving.runner.shutdown()
         server = serving.runner.server

@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+import threading
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.daemon.harness import Daemon, client
 
 SECONDS = 60.0
 """A deadline that only a hang can reach."""
+RELOADS = 15
 
 
 def test_a_share_holds_until_the_settings_name_another(start_daemon: StartDaemon) -> None:
@@ -63,3 +65,31 @@ def test_a_fixed_threshold_is_not_moved(start_daemon: StartDaemon) -> None:
     assert daemon.call("GET", "/upcall/routing")["cloud_share"] is None
     with pytest.raises(DaemonError, match=r"routing\.threshold"):
         daemon.call("PUT", "/upcall/routing", {"cloud_share": 0.5})
+
+
+def test_connections_that_are_made_while_it_reloads_are_answered(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon()
+    reloaded = threading.Event()
+    refused: list[object] = []
+
+    def ask() -> None:
+        while not reloaded.is_set():
+            connection = http.client.HTTPConnection("127.0.0.1", daemon.server.port, timeout=10)
+            try:
+                connection.request("GET", "/healthz")
+                refused.extend([status] if (status := connection.getresponse().status) != 200 else [])
+            except OSError as error:
+                refused.append(error)
+            finally:
+                connection.close()
+
+    asking = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    for number in range(RELOADS):
+        daemon.call("PUT", "/upcall/routing", {"cloud_share": 0.1 + 0.01 * number})
+    reloaded.set()
+    for thread in asking:
+        thread.join()
+
+    assert not refused

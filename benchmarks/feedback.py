@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("UPCALL_DATA"))
     parser.add_argument("--encoder", type=Path, default=os.environ.get("UPCALL_ENCODER"))
     parser.add_argument("--users", type=int, default=180)
-    parser.add_argument("--first", type=int, default=1000, help="of the users; what is set was set on users below 4000")
+    parser.add_argument("--first", type=int, default=1000, help="of the users; what is set was set on users below 5000")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     pool = _pool(options.data, options.encoder)

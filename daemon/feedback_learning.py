@@ -23,11 +23,12 @@ FOLDS, REPEATS = 5, 10
 """Verdicts are held out a fifth at a time, divided anew so many times."""
 LEAST = 1.0
 """Standard errors by which the held-out order must be better for anything to be kept."""
-CERTAIN = 3.0
-"""From so many on, all that was learnt is kept; with fewer a short step, since what is learnt may be wrong."""
-SHORT, MANY = 0.015, 200
-"""Mean change of a prompt's rank, as a share of all ranks, in a short step, from so many verdicts on; with fewer it is
-shorter in proportion, since then chance decides more of what is learnt."""
+LIKELY, CERTAIN = 3.0, 6.0
+"""From the second on, all that was learnt is kept; from the first on a long step, and with fewer a short one, since
+what is learnt may be wrong."""
+LONG, SHORT, MANY = 0.06, 0.015, 200
+"""Mean change of a prompt's rank, as a share of all ranks, in either, from so many verdicts on; with fewer a
+short one is shorter in proportion, since then chance decides more of what is learnt."""
 DEPENDENT, PLAINLY = 2.5, 1.0
 """Standard errors by which verdicts may depend on who answered, among prompts that score alike; with more than the
 second only a short step is taken."""
@@ -107,7 +108,10 @@ def lesson(
     # As for a difference of two areas under ROC curves (DeLong and others, 1988).
     error = math.sqrt(sum(float(gains[kind].var(ddof=1)) / kind.sum() for kind in (due, ~due)))
     dependence = _dependence(learnt.own, due, up)
-    step = 1.0 if gain >= CERTAIN * error and dependence <= PLAINLY else _short(learnt)
+    most = SHORT * min(1.0, len(due) / MANY)
+    if gain >= LIKELY * error and dependence <= PLAINLY:
+        most = 1.0 if gain >= CERTAIN * error else LONG
+    step = _step(learnt, most)
     worth = Worth(len(due), before, before + gain, error, dependence, step)
     return learnt.correction(router, version, step, time.strftime("%Y-%m-%d")), worth
 
@@ -152,16 +156,15 @@ def _standing(leads: Floats, due: NDArray[np.bool_]) -> Floats:
     return standing
 
 
-def _short(learnt: Lesson) -> float:
-    """The longest step that is short; see `SHORT`."""
+def _step(learnt: Lesson, most: float) -> float:
+    """The longest step, up to 1, that changes ranks by `most` of them on average."""
     ranks = _ranks(learnt.own)
-    most = SHORT * min(1.0, len(ranks) / MANY)
-    low, high = 0.0, 1.0
+    low, high = 0.0, 2.0
     for _ in range(20):
         step = (low + high) / 2
         moved = float(np.abs(_ranks(learnt.leads(step)) - ranks).mean()) / len(ranks)
         low, high = (step, high) if moved <= most else (low, step)
-    return low
+    return min(low, 1.0)
 
 
 def _ranks(leads: Floats) -> NDArray[np.intp]:

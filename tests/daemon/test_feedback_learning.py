@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from daemon.feedback_learning import LEAST, SHORT, Floats, Worth, lesson
+from daemon.feedback_learning import CERTAIN, LEAST, LIKELY, LONG, SHORT, Floats, Worth, lesson
 from routers.correction import Correction, Lesson, logit, sigmoid
 from routers.encoder import DIMENSION
 
@@ -29,7 +29,7 @@ class User:
 
 
 def test_a_wish_that_the_verdicts_show_clearly_is_learnt_whole_and_orders_other_prompts_better() -> None:
-    correction, worth = User(2.0).lesson()
+    correction, worth = User(2.0, count=600).lesson()
     other = User(2.0, seed=1)
     corrected = correction.of(other.scores, other.vectors)
 
@@ -48,6 +48,15 @@ def test_verdicts_at_random_are_refused_nearly_always_and_never_make_more_than_a
 
     assert len(kept) <= 3
     assert all(worth.step < 1 for worth in kept)
+
+
+def test_a_wish_that_shows_with_some_certainty_changes_ranks_by_no_more_than_a_long_step() -> None:
+    user = User(2.0)
+    correction, worth = user.lesson()
+    ranks = [leads.argsort().argsort() for leads in (user.scores, correction.of(user.scores, user.vectors))]
+
+    assert LIKELY * worth.error < worth.after - worth.before < CERTAIN * worth.error
+    assert float(np.abs(ranks[0] - ranks[1]).mean()) / VERDICTS == pytest.approx(LONG, rel=0.1)
 
 
 def test_a_wish_that_shows_faintly_changes_ranks_by_little() -> None:

@@ -77,7 +77,12 @@ async def look_up(provider: str, model: str) -> Price | None:
         sys.executable, "-P", "-m", __name__, provider, model,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
-    output, _ = await process.communicate()
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:  # the daemon stops before it knows
+            process.kill()
+            await process.wait()
     values = json.loads(output or "null")
     if not values:
         return None

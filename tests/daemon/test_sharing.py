@@ -74,7 +74,7 @@ def test_connections_that_are_made_while_it_reloads_are_answered(start_daemon: S
 
     def ask() -> None:
         while not reloaded.is_set():
-            connection = http.client.HTTPConnection("127.0.0.1", daemon.server.port, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", daemon.server.port, timeout=SECONDS)
             try:
                 connection.request("GET", "/healthz")
                 refused.extend([status] if (status := connection.getresponse().status) != 200 else [])

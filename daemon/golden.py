@@ -1,6 +1,6 @@
-"""Makes golden labels: `python -m daemon.golden --model qwen2.5-coder-1.5b --data DIR`.
+"""Makes golden labels: `python -m daemon.golden --data DIR`.
 
-A local model is asked MMLU's validation questions, and how likely it takes each right choice is written down for
+Qwen2.5-Coder-1.5B is asked MMLU's validation questions, and how likely it takes each right choice is written down for
 `routers.training`. About half an hour on two cores, the first time; what is stopped goes on where it was.
 """
 
@@ -21,13 +21,11 @@ from routers.training.questions import recorded
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m daemon.golden", description="Make golden labels for training.")
-    parser.add_argument("--model", default="qwen2.5-coder-1.5b", help="a name from `upcall models`")
     parser.add_argument("--data", type=Path, default=os.environ.get("UPCALL_DATA"), help="folder of the data files")
-    parser.add_argument("--out", type=Path, default=GOLDEN)
     options = parser.parse_args()
     if options.data is None:
         parser.error("--data is needed, or UPCALL_DATA")
-    model = Store().path(options.model)
+    model = Store().path("qwen2.5-coder-1.5b")
     questions = {question.key: question for question in recorded("mmlu_validation", options.data)}
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("Asking", total=len(questions))
@@ -40,8 +38,8 @@ def main() -> None:
     chances = np.exp(logprobs - logprobs.max(axis=1, keepdims=True))
     chances /= chances.sum(axis=1, keepdims=True)
     right = chances[np.arange(len(asked)), [question.labels.index(question.gold) for question in asked]]
-    np.savez_compressed(options.out, key=attempts.key, right=right.astype(np.float16))
-    Console().print(f"{len(asked)} labels in {options.out}; the model was right on {attempts.right.mean():.1%}")
+    np.savez_compressed(GOLDEN, key=attempts.key, right=right.astype(np.float16))
+    Console().print(f"{len(asked)} labels in {GOLDEN}; the model was right on {attempts.right.mean():.1%}")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def train(
 ) -> Calibration:
     """Train, export to `out` and calibrate. `encoder` is MiniLM's ONNX file.
 
-    Takes a quarter of an hour on two cores that multiply in bfloat16, and more than an hour on others.
+    Takes six minutes on two cores that multiply in bfloat16, and several times that on others.
 
     Prompts that `pairs.held_back` keeps never train: they calibrate.
 

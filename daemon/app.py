@@ -24,6 +24,7 @@ from daemon.api.sharing import Sharing
 from daemon.api.text_completion import TextCompletions
 from daemon.api.wires import error_response
 from daemon.budget import Budget
+from daemon.client import SERVER
 from daemon.config import Settings
 from daemon.dispatcher import Dispatcher
 from daemon.guard import Guard
@@ -57,7 +58,7 @@ def build(
     )
     app.on_response_prepare.append(guard.grant)
     app.on_response_prepare.append(name_request)
-    app.on_response_prepare.append(partial(_tell_privacy, workers))
+    app.on_response_prepare.append(partial(_introduce, workers))
     dispatcher = Dispatcher(settings, workers, scorer, budget, recent)
     catalogue = Catalogue(settings.cloud, workers, scorer)
     for wire in (
@@ -83,7 +84,8 @@ def build(
     return app
 
 
-async def _tell_privacy(workers: Workers, _: web.Request, response: web.StreamResponse) -> None:
+async def _introduce(workers: Workers, _: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = SERVER
     if workers.standing.privacy:
         response.headers["x-upcall-privacy"] = "on"
 

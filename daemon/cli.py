@@ -159,7 +159,7 @@ def config_check(config: Path | None) -> None:
 @config_group.command("show")
 @config_option
 def config_show(config: Path | None) -> None:
-    """Print the settings in force, from file, environment and defaults, as JSON."""
+    """Print the settings from file, environment and defaults, as JSON."""
     click.echo(settings_or_exit(config).model_dump_json(indent=2))
 
 

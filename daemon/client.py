@@ -11,6 +11,8 @@ from typing import Any
 from daemon.config import Server
 
 SECONDS = 15.0
+SERVER = "upcall"
+"""What the daemon calls itself in every answer (RFC 9110 §10.2.4), so that another program is not taken for it."""
 
 
 class DaemonError(Exception):
@@ -18,7 +20,7 @@ class DaemonError(Exception):
 
 
 class NotRunning(DaemonError):  # noqa: N818 - a state of the daemon, not a fault
-    """Nothing answers at the daemon's address."""
+    """No upcall answers at the daemon's address."""
 
 
 def call(
@@ -62,6 +64,8 @@ def _request(
     try:
         connection.request(method, path, None if body is None else json.dumps(body).encode(), sent)
         response = connection.getresponse()
+        if response.headers.get("Server") != SERVER:
+            raise NotRunning(f"something that is not upcall answers at {connection.where}: stop it, or set server.port")
         if response.status >= HTTPStatus.BAD_REQUEST:
             raise DaemonError(json.loads(response.read())["error"]["message"])
         yield response

@@ -16,8 +16,10 @@ environment, then from the flags of `upcall serve`; the later wins. Every key be
 `UPCALL_`, the section, two underscores, the key, as in `UPCALL_ROUTING__CLOUD_SHARE=0.1`. No key needs to be set. A
 key that does not exist is an error that names the nearest one.
 
-`upcall config check` says what is wrong, `upcall config show` what is in force. A daemon that runs takes new settings
-on SIGHUP (`systemctl --user reload upcall`), all but those of `server` and `local`, which need a restart.
+`upcall config check` says what is wrong, `upcall config show` what file and environment say. The share of prompts that
+the dashboard sets and `upcall privacy` are kept apart from them, in `~/.local/state/upcall`, and come on top. A daemon
+that runs takes new settings on SIGHUP (`systemctl --user reload upcall`), all but those of `server`, `local`,
+`second_look` and `ledger`, which need a restart.
 
 This page is made from the settings model by `make docs`.
 """

@@ -53,7 +53,8 @@ def why_not(error: OSError | ActivationError, server: Server) -> str:
         return f"upcall cannot listen on {server.socket}: {error.strerror}; set server.socket to another path."
     where = f"{server.host}:{server.port}"
     if error.errno == errno.EADDRINUSE:
-        return f"upcall cannot listen on {where}: {_holder(server.port)}; stop it, or set server.port."
+        who = holder(server.port) or "another program"
+        return f"upcall cannot listen on {where}: {who} holds the port; stop it, or set server.port."
     return f"upcall cannot listen on {where}: {error.strerror}; set server.host to an address of this machine."
 
 
@@ -73,10 +74,11 @@ def _listen_on_path(path: Path) -> socket.socket:
     return listener
 
 
-def _holder(port: int) -> str:
+def holder(port: int) -> str:
+    """Which program listens on the port, as far as this user may know; nothing where none is seen."""
     import psutil
 
     for connection in psutil.net_connections("tcp"):
         if connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,) and connection.pid:
-            return f"{psutil.Process(connection.pid).name()} (pid {connection.pid}) holds the port"
-    return "another program holds the port"
+            return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return ""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import platformdirs
 
+from daemon import listening
 from daemon.config import Server
 
 SERVICE, SOCKET = "upcall.service", "upcall.socket"
@@ -63,11 +64,14 @@ def uninstall() -> list[Path]:
     return units
 
 
-def enable(at_login: bool) -> None:
+def enable(server: Server, at_login: bool) -> None:
     """Listen from now on and after every login; with `at_login` the daemon starts then, not with its first request.
 
     Raises `ServiceError`.
     """
+    listens = systemctl("is-active", "--quiet", SOCKET, quiet=True).returncode == 0
+    if not listens and (holder := listening.holder(server.port)):
+        raise ServiceError(f"{holder} holds port {server.port}: stop it and try again")
     if trouble := _trouble(systemctl("enable", "--now", SOCKET, *([SERVICE] if at_login else []), quiet=True)):
         raise ServiceError(trouble)
 
@@ -133,6 +137,11 @@ def _command() -> str:
 def _address(server: Server) -> str:
     if not server.port:
         raise ServiceError("server.port is 0, and a service needs an address that clients know; set another")
+    if server.socket or not server.is_loopback:
+        raise ServiceError(
+            f"the socket unit serves a port on loopback, not {server.socket or server.host}: unset it and, for other "
+            "machines, put a proxy with TLS before upcall; or run `upcall serve` yourself"
+        )
     host = "127.0.0.1" if server.host == "localhost" else server.host
     return f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
 

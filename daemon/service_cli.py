@@ -51,7 +51,7 @@ def service_enable(at_login: bool) -> None:
     from daemon import service as units
 
     with _service_errors():
-        units.enable(at_login)
+        units.enable(settings_or_exit(None).server, at_login)
         click.echo("the daemon runs" if at_login else "systemd listens; the first request starts the daemon")
         if not units.lingers():
             click.echo(LINGER)

@@ -67,14 +67,19 @@ const portugueseReasons = {
   context_length: "o prompt não cabe no contexto do modelo local",
   images: "o prompt tem imagens ou áudio, que o modelo local não lê",
   tools: "o pedido tem ferramentas, que o modelo local não sabe chamar",
+  conversation: "o modelo que começou a chamar ferramentas nesta conversa continua nela",
   local_failed: "o modelo local falhou, e as configurações deixam esses prompts subir",
   cloud_failed: "a nuvem não respondeu; o modelo local respondeu",
   no_router: "nenhum roteador está carregado, então nada sobe; `upcall pull` busca o codificador",
-  budget: "o orçamento acabou",
+  budget: "o orçamento do dia acabou",
+  budget_month: "o orçamento do mês acabou",
+  budget_unknown: "há um orçamento, e o registro que o controla não pode ser gravado; `upcall doctor` diz por quê",
   max_cost: "poderia custar mais do que o pedido permite",
   unknown_price: "o preço do modelo da nuvem não é conhecido",
   battery: "a bateria está fraca",
   low_confidence: "o modelo local mostrou-se inseguro ao começar a responder",
+  not_judged: "o modelo local não teve tempo de julgar o prompt, que fica aqui",
+  not_calibrated: "o causal_llm não está calibrado para este modelo local: `upcall judge train`; nada sobe",
 };
 
 const isPortuguese = navigator.language.toLowerCase().startsWith("pt");

@@ -6,11 +6,14 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from daemon.config import Server
 from daemon.doctor import clock, compiled
+from daemon.service import ServiceError, install
 from tests.daemon.harness import Daemon, cli, user_environment
 from tests.emulators.servers import KEY, Emulator
 
@@ -81,6 +84,31 @@ BROKEN = {
     "local model": "bad", "router": "bad", "cloud": "note", "key": "note", "traces": "bad", "port": "bad",
     "kernel": ANY, "battery": "ok", "systemd": ANY, "disk": ANY, "ledger": "bad",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["status", "privacy status", "privacy on", "ask hello", "feedback right last"])
+def test_another_program_on_the_port_is_not_taken_for_upcall(home: Mapping[str, str], command: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as stranger:
+        threading.Thread(target=stranger.serve_forever).start()
+        told = cli({**home, "UPCALL_SERVER__PORT": str(stranger.server_port)}, *command.split())
+        stranger.shutdown()
+
+    if command.startswith("privacy"):
+        assert told.stdout == f"privacy mode is {'on' if command == 'privacy on' else 'off'}\n"
+    else:
+        assert told.returncode == 1
+        assert told.stderr == (
+            f"Error: something that is not upcall answers at 127.0.0.1:{stranger.server_port}: "
+            "stop it, or set server.port\n"
+        )
+
+
+@pytest.mark.parametrize(
+    "server", [Server(host="192.0.2.1", token=True), Server(socket=Path("/run/upcall")), Server(port=0)]
+)
+def test_no_unit_is_written_for_an_address_that_systemd_could_not_pass_on(server: Server) -> None:
+    with pytest.raises(ServiceError, match=r"server\.port|socket unit serves"):
+        install(server)
 
 
 def test_doctor_finds_a_ready_machine_well(tmp_path: Path, models_ready: Path) -> None:

@@ -1,9 +1,12 @@
 """The rules of routing, each by itself."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from daemon import policy
 from daemon.config import Routing
 from daemon.policy import Decision, Needs, Reason, State, Wish, conversation_score, decide, instead
 from models.interface import Failure, FailureCode
@@ -17,6 +20,12 @@ def decided(
 ) -> tuple[str, Reason]:
     decision = decide(wish or Wish(), needs, state, score, 0.5, "mf@1")
     return decision.route, decision.reason
+
+
+def test_the_dashboard_has_every_reason_in_portuguese() -> None:
+    told = (Path(policy.__file__).parent / "web" / "text.js").read_text().partition("portugueseReasons")[2]
+
+    assert {reason.code for reason in Reason} == set(re.findall(r"^  (\w+): ", told.partition("};")[0], re.MULTILINE))
 
 
 def test_the_score_decides_where_no_rule_does() -> None:

@@ -116,6 +116,15 @@ def test_systemd_finds_nothing_wrong_with_the_installed_units(user: User) -> Non
     assert verified.stdout + verified.stderr == ""
 
 
+def test_a_port_that_another_program_holds_is_named_before_anything_is_enabled(user: User, server: Server) -> None:
+    with socket.create_server(("127.0.0.1", server.port)):
+        refused = user.run(UPCALL, "service", "enable", check=False)
+
+    assert refused.returncode == 1
+    assert f"holds port {server.port}: stop it and try again" in refused.stderr
+    assert user.systemctl("is-enabled", SOCKET, check=False) == "disabled"
+
+
 def test_the_first_request_starts_the_daemon_and_is_answered(user: User, server: Server) -> None:
     said = user.run(UPCALL, "service", "enable").stdout
     before = user.show(SERVICE, "ActiveState")

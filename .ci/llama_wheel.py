@@ -65,7 +65,7 @@ def build(source: str, settings: str, folder: Path) -> None:
     """Compile the wheel into `folder/wheel`."""
     if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++"), "g++", "clang++")):
         sys.exit("A C++ compiler is needed to build llama.cpp. On Debian and Ubuntu: apt-get install g++")
-    say("building llama.cpp for this processor: once per machine, about five minutes on two cores")
+    say("building llama.cpp for this processor: once per machine, some four minutes of processor time")
     tools = folder / "tools"
     subprocess.run([sys.executable, "-m", "venv", tools], check=True)
     pip = [str(tools / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]

@@ -27,10 +27,12 @@ class Appraiser:
 
     async def needs(self, request: ChatRequest, wish: Wish, local: ModelStatus) -> Needs:
         """What answering `request` takes; `local` is the local model as it is now, or was a moment ago."""
+        foreign = _has_foreign_tools(request)
         size = sum(len(str(message).encode("utf-8", "replace")) + MESSAGE_TOKENS for message in request.messages)
         return Needs(
             images=any(_has_media(message.get("content")) for message in request.messages),
-            tools=bool(request.tools) and request.tool_choice != "none",
+            tools=foreign or (bool(request.tools) and request.tool_choice != "none"),
+            foreign_tools=foreign,
             tokens_fit=await self._fits(request, local, size),
             private=None if wish.allow_sensitive else await self._private(request, size),
             begun=_began(request.messages),
@@ -64,6 +66,12 @@ def _began(messages: Sequence[Message]) -> Route | None:
                 return None
             return "local" if id.startswith(CALL_ID_PREFIX) else "cloud"
     return None
+
+
+def _has_foreign_tools(request: ChatRequest) -> bool:
+    """Whether it has tools that only a provider knows, or functions as OpenAI had them before tools."""
+    foreign = any(tool.get("type", "function") != "function" for tool in request.tools)
+    return (foreign and request.tool_choice != "none") or bool(request.extra.get("functions"))
 
 
 def _has_media(content: object) -> bool:

@@ -17,7 +17,7 @@ from daemon.scorer import Look, Scorer
 from daemon.second_look import SecondLooks, Verdict
 from daemon.workers import Workers
 from models.client import WorkerGoneError
-from models.cloud.size import most_tokens
+from models.cloud.size import most_predicted, most_tokens
 from models.interface import (
     ChatRequest,
     Event,
@@ -110,7 +110,7 @@ class Dispatcher:
             # Nothing is awaited between a decision and this, so that what the decision found affordable still is.
             with self._hold(chosen, request, id, wire) as hold:
                 yield replace(chosen, hold=hold)
-                async with aclosing(self._events(chosen, request, hold)) as events:
+                async with aclosing(self._events(chosen, self._bounded(chosen, request, wish), hold)) as events:
                     async for event in events:
                         if isinstance(event, Verdict):
                             chosen = replace(chosen, verdict=event)
@@ -232,8 +232,8 @@ class Dispatcher:
         price = self._price(hop)
         if price is None:
             return None
-        answer = (request.max_tokens or self._settings.budget.answer_tokens) * request.n
-        return price.most(most_tokens(request), answer)
+        answer = (request.max_tokens or self._settings.budget.answer_tokens) + most_predicted(request)
+        return price.most(most_tokens(request), answer * request.n)
 
     async def _learn_costs(self) -> bool:
         """Wait for the prices and for what was spent, right after a start; whether there was anything to wait for."""
@@ -253,6 +253,13 @@ class Dispatcher:
         events = self._run(chosen, request, hold)
         return self._second_looks.over(events, request, chosen.decision) if chosen.close else events
 
+    def _bounded(self, chosen: Chosen, request: ChatRequest, wish: Wish) -> ChatRequest:
+        """`request` with a bound on the answer, without which there is none on its cost, where that is limited."""
+        limits = self._settings.budget
+        if chosen.decision.route == "local" or not (limits.limited or wish.max_cost is not None):
+            return request
+        return replace(request, max_tokens=request.max_tokens or limits.answer_tokens)
+
     async def _run(self, chosen: Chosen, request: ChatRequest, hold: Hold | None) -> AsyncGenerator[Event, None]:
         route = chosen.decision.route
         model = await self._workers.get(route)
@@ -260,10 +267,7 @@ class Dispatcher:
             why = self._workers.why_down.get(route, "it did not start in time")
             yield Failure(FailureCode.UNAVAILABLE, f"The {route} model is not running: {why}")
             return
-        limits = self._settings.budget
-        if route == "cloud" and limits.limited:
-            # Without a bound on the answer there is none on its cost.
-            request = replace(request, max_tokens=request.max_tokens or limits.answer_tokens)
+        if route == "cloud" and self._settings.budget.limited:
             # What is set aside is to be in the file before the call, should this process not see its end.
             await self.ledger.written()
         if hold:

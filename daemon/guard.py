@@ -87,7 +87,8 @@ class Guard:
         hosts = request.headers.getall(hdrs.HOST, [])
         # RFC 9112 §3.2.2: with an absolute-form target its authority counts, so the two must agree.
         absolute = not request.raw_path.startswith("/") and urlsplit(request.raw_path).netloc
-        if len(hosts) != 1 or not self._is_ours(hosts[0]) or (absolute and absolute != hosts[0]):
+        named = len(hosts) == 1 and (self._is_ours(hosts[0]) or self._is_listed(hosts[0]))
+        if not named or (absolute and absolute != hosts[0]):
             raise ApiError(
                 403,
                 "The Host header does not name this server; use http://127.0.0.1 or http://localhost with its port, "
@@ -110,6 +111,11 @@ class Guard:
             return False
         # No page can be served from an address that it does not control, so a literal is never a rebound name.
         return address.is_loopback or self._any_address
+
+    def _is_listed(self, host: str) -> bool:
+        """Whether the settings name it: a proxy before upcall has a port of its own."""
+        name, _, port = host.partition(":")
+        return name.lower() in self._names and (not port or port.isdecimal())
 
     def _check_origin(self, request: web.Request) -> str | None:
         """The origin that was granted access, if the request has one of another site."""

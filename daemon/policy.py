@@ -64,6 +64,8 @@ class Needs:
 
     images: bool = False
     tools: bool = False
+    foreign_tools: bool = False
+    """Among them some that no local model can be shown: what a provider defines, or runs, itself."""
     tokens_fit: bool = True
     """Whether prompt and answer fit the local model's context."""
     private: str | None = None
@@ -122,7 +124,7 @@ def decide(
         return decision("cloud", Reason.FORCED_CLOUD)
     if needs.images and not state.local_images:
         return decision("cloud", Reason.IMAGES)
-    if needs.tools and not state.local_tools:
+    if needs.foreign_tools or (needs.tools and not state.local_tools):
         return decision("cloud", Reason.TOOLS)
     if not needs.tokens_fit:
         return decision("cloud", Reason.CONTEXT_LENGTH)

@@ -84,6 +84,8 @@ class TextDelta:
     choice: int = 0
     logprobs: Sequence[Mapping[str, Any]] | None = None
     """OpenAI's `logprobs.content` entries of the tokens in this piece, where they were asked for."""
+    beside: Mapping[str, Any] | None = None
+    """What else its delta holds under names of OpenAI's format or of a dialect of it, such as `reasoning_content`."""
     kind: Literal["text"] = "text"
 
 
@@ -96,6 +98,8 @@ class ToolCallDelta:
     id: str | None = None
     name: str | None = None
     choice: int = 0
+    beside: Mapping[str, Any] | None = None
+    """As of a `TextDelta`: Gemini has a signature there, without which it refuses the next turn."""
     kind: Literal["tool_call"] = "tool_call"
 
 
@@ -105,6 +109,15 @@ class Native:
 
     event: Mapping[str, Any]
     kind: Literal["native"] = "native"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRead:
+    """What the prompt comes to, known before the first word; `Usage` says it again at the end."""
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    kind: Literal["prompt_read"] = "prompt_read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +196,9 @@ class Failure:
     kind: Literal["failure"] = "failure"
 
 
-Event: TypeAlias = TextDelta | ToolCallDelta | Native | Confidence | Hidden | Progress | Usage | Finish | Failure
+Event: TypeAlias = (
+    TextDelta | ToolCallDelta | Native | PromptRead | Confidence | Hidden | Progress | Usage | Finish | Failure
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from pydantic_core import from_json
 
 from daemon.api.errors import ApiError
 from daemon.api.exchange import Exchange
-from models.interface import Event, FailureCode, Finish, Native, Progress, TextDelta, ToolCallDelta
+from models.interface import Event, FailureCode, Finish, Native, Progress, TextDelta, ToolCallDelta, Usage
 
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -51,10 +51,10 @@ class MessageShape:
 
     def whole(self, events: Sequence[Event]) -> dict[str, Any]:
         pieces = [piece for event in events for piece in self._pieces(event)]
-        return {**self._envelope(), "content": _joined(pieces), **self._finish, "usage": self._usage_object()}
+        return {**self._envelope(), "content": _joined(pieces), **self._finish, "usage": self._told_usage()}
 
     def start(self) -> bytes:
-        usage = {**self._usage_object(), "output_tokens": 0}
+        usage = _usage_object(self._exchange.prompt)
         message = {**self._envelope(), "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
         return _event({"type": "message_start", "message": message}) + PING
 
@@ -64,7 +64,7 @@ class MessageShape:
         return b"".join(map(_event, self._pieces(event)))
 
     def end(self) -> bytes:
-        last = {"type": "message_delta", "delta": dict(self._finish), "usage": self._usage_object()}
+        last = {"type": "message_delta", "delta": dict(self._finish), "usage": self._told_usage()}
         return b"".join(map(_event, (*self._close(), last, {"type": "message_stop"})))
 
     def error(self, error: ApiError) -> bytes:
@@ -118,15 +118,17 @@ class MessageShape:
         body = {"id": f"msg_{exchange.id}", "type": "message", "role": "assistant", "model": exchange.model}
         return body | ({"x_upcall": exchange.explanation} if exchange.explanation else {})
 
-    def _usage_object(self) -> dict[str, Any]:
-        usage = self._exchange.usage
-        return {
-            "input_tokens": usage.prompt_tokens - usage.cached_tokens,
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": usage.cached_tokens,
-            "output_tokens": usage.completion_tokens,
-            **(self._usage or {}),
-        }
+    def _told_usage(self) -> dict[str, Any]:
+        return {**_usage_object(self._exchange.usage), **(self._usage or {})}
+
+
+def _usage_object(usage: Usage) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.completion_tokens,
+    }
 
 
 def _joined(pieces: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ class Choice:
     text: list[str] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
     tool_calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    beside: Any = None
     finish_reason: str | None = None
 
     def add(self, event: TextDelta | ToolCallDelta | Finish) -> None:
@@ -37,12 +38,14 @@ class Choice:
             case TextDelta():
                 self.text.append(event.text)
                 self.logprobs.extend(event.logprobs or ())
+                self.beside = _joined(self.beside, event.beside)
             case ToolCallDelta():
                 empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
                 call = self.tool_calls.setdefault(event.index, empty)
                 call["id"] = event.id or call["id"]
                 call["function"]["name"] = event.name or call["function"]["name"]
                 call["function"]["arguments"] += event.arguments
+                call.update(_joined({name: call[name] for name in event.beside or () if name in call}, event.beside))
             case Finish():
                 self.finish_reason = event.reason
 
@@ -51,6 +54,7 @@ class Choice:
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self.text) or (None if calls else "")}
         if calls:
             message["tool_calls"] = calls
+        message |= self.beside or {}
         logprobs = {"content": self.logprobs} if self.logprobs else None
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": self.finish_reason}
 
@@ -88,7 +92,8 @@ class Completion:
         match event:
             case TextDelta():
                 logprobs = {"content": event.logprobs} if event.logprobs else None
-                return self._chunk(event.choice, {"content": event.text}, logprobs=logprobs)
+                text = {"content": event.text} if event.text or not event.beside else {}
+                return self._chunk(event.choice, {**text, **(event.beside or {})}, logprobs=logprobs)
             case ToolCallDelta():
                 return self._chunk(event.choice, {"tool_calls": [_tool_call_delta(event)]})
             case Finish():
@@ -134,7 +139,23 @@ def _tool_call_delta(event: ToolCallDelta) -> dict[str, Any]:
     if event.name is not None:
         function["name"] = event.name
     first = {} if event.id is None else {"id": event.id, "type": "function"}
-    return {"index": event.index, **first, "function": function}
+    return {"index": event.index, **first, "function": function, **(event.beside or {})}
+
+
+def _joined(before: Any, more: Any) -> Any:
+    """Two pieces of one value, as the deltas of a stream have them."""
+    match before, more:
+        case (None, _) | (_, None):
+            return more if before is None else before
+        case str(), str():
+            return before + more
+        case list(), list():
+            return before + more
+        case dict(), dict():
+            # An id may come with every piece.
+            said = {name: value if name == "id" else _joined(before.get(name), value) for name, value in more.items()}
+            return {**before, **said}
+    return more
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from daemon.api.wish import Asked
 from daemon.budget import Hold
 from daemon.dispatcher import Bill, Chosen
 from daemon.ledger import Ledger, Record
-from models.interface import Event, Failure, Finish, TextDelta, ToolCallDelta, Usage
+from models.interface import Event, Failure, Finish, PromptRead, TextDelta, ToolCallDelta, Usage
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,8 @@ class Exchange:
         self._time = time.time()
         self.created = int(self._time)
         """Seconds since the epoch."""
-        self.usage = Usage(0, 0)
+        self.prompt = self.usage = Usage(0, 0)
+        """What is known of it before the first word, and at the end."""
         self.ok = False
         """Whether the answer is whole."""
         self.outcome = "cancelled"
@@ -53,6 +54,10 @@ class Exchange:
                         continue
                     case Bill():
                         self._bill = item
+                        continue
+                    case PromptRead():
+                        # No word of the answer: another model may still give it.
+                        self.prompt = Usage(item.prompt_tokens, 0, item.cached_tokens)
                         continue
                     case TextDelta() | ToolCallDelta():
                         self._first_word = self._first_word or time.perf_counter() - self._start

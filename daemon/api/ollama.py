@@ -15,7 +15,7 @@ from daemon.api.errors import ApiError
 from daemon.api.ollama_answer import OllamaShape, now
 from daemon.api.ollama_request import Body, ChatBody, EmbedBody, EmbeddingsBody, GenerateBody, ShowBody
 from daemon.api.reading import read
-from daemon.api.wish import asked
+from daemon.api.wish import LATEST, asked
 from daemon.config import Routing
 from daemon.dispatcher import Dispatcher
 from daemon.scorer import Scorer
@@ -75,7 +75,7 @@ class Ollama:
         wishes: Mapping[str, str],
         shape: "partial[OllamaShape]",
     ) -> web.StreamResponse:
-        ask = asked(_plain(body.model), request.headers, wishes, self._routing)
+        ask = asked(body.model, request.headers, wishes, self._routing)
         return await answer(request, self._dispatcher, chat, ask, "ollama", shape, body.stream is not False)
 
     async def embed(self, request: web.Request) -> web.Response:
@@ -109,7 +109,7 @@ class Ollama:
 
     async def show(self, request: web.Request) -> web.Response:
         body, _, _ = await read(request, ShowBody)
-        entry = await self._catalogue.find(_plain(body.model or body.name or ""))
+        entry = await self._catalogue.find((body.model or body.name or "").removesuffix(LATEST))
         if entry is None:
             raise ApiError(404, f"model {body.model or body.name!r} not found; GET /api/tags lists what there is.")
         return web.json_response(
@@ -141,10 +141,6 @@ async def manage(request: web.Request) -> web.Response:
 
 
 _STARTED = now()
-
-
-def _plain(model: str) -> str:
-    return model.removesuffix(":latest")
 
 
 def _loaded(content: dict[str, Any], model: str) -> web.Response:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from daemon.api.embeddings import MOST
 from daemon.appraiser import UNKNOWN_CALL_PREFIX
 from models.interface import ChatRequest
 
@@ -136,6 +137,13 @@ class EmbedBody(Loose):
 
     model: str = Field(default="auto", max_length=256)
     input: str | list[str]
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _is_not_too_much(cls, value: Any) -> Any:
+        if isinstance(value, list) and len(value) > MOST:
+            raise ValueError(f"send at most {MOST} texts")
+        return value
 
 
 class EmbeddingsBody(Loose):

@@ -145,12 +145,23 @@ class ResponsesBody(Loose):
     previous_response_id: str | None = None
     conversation: Any = None
     prompt: Any = None
+    n: Literal[1] | None = None
+    """Chat completions' own, as are the next two: passed on, they would ask the cloud for more than was weighed."""
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
 
     @field_validator("input")
     @classmethod
     def _is_not_empty(cls, value: str | list[Item]) -> str | list[Item]:
         if value == []:
             raise ValueError("send at least one item")
+        return value
+
+    @field_validator("max_tokens", "max_completion_tokens")
+    @classmethod
+    def _has_another_name(cls, value: int | None) -> int | None:
+        if value is not None:
+            raise ValueError("a response's limit is called max_output_tokens")
         return value
 
     @field_validator("store", "background", "previous_response_id", "conversation", "prompt")

@@ -19,6 +19,8 @@ from daemon.dispatcher import Dispatcher
 from models.interface import ChatRequest, Event, Finish, TextDelta
 
 DEFAULT_MAX_TOKENS = 16
+MOST = 128
+"""Prompts in one request: they are answered one after the other, and all answers wait for the last."""
 """OpenAI's, for this endpoint alone."""
 
 
@@ -42,8 +44,8 @@ class CompletionBody(BaseModel):
     def _is_text(cls, value: Any) -> Any:
         if isinstance(value, list) and any(isinstance(item, int | list) for item in value):
             raise ValueError("token numbers mean different words to every model: send the prompt as a string")
-        if value == []:
-            raise ValueError("send at least one prompt")
+        if isinstance(value, list) and not 0 < len(value) <= MOST:
+            raise ValueError(f"send 1 to {MOST} prompts")
         return value
 
     @field_validator("echo", "suffix")

@@ -25,6 +25,8 @@ WISHES: Mapping[str, Mapping[str, Any]] = {
     "x-upcall-explain": {"type": "string", "enum": ["0", "1"]},
 }
 """Headers, each with the JSON schema of its values."""
+LATEST = ":latest"
+"""What clients of Ollama put behind the name of every model."""
 ROUTES: Mapping[str, Route | None] = {"auto": None, "local": "local", "cloud": "cloud"}
 
 
@@ -96,6 +98,7 @@ def _taken(place: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _by_model(model: str, routing: Routing) -> tuple[Wish, str | None]:
+    model = model.removesuffix(LATEST)
     if model in ROUTES:
         return Wish(route=ROUTES[model]), None
     if match := ROUTER_NAME.fullmatch(model):

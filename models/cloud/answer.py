@@ -1,11 +1,11 @@
 """The pieces of a provider's streamed answer, in OpenAI's shape, as events."""
 
-from collections.abc import Iterator, Mapping
-from typing import Final, Literal, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, Literal, TypeAlias
 
 from any_llm.types.completion import ChatCompletionChunk
 
-from models.cloud.completions import Chunk
+from models.cloud.completions import BESIDE, Call, Chunk, Delta
 from models.interface import Event, Finish, TextDelta, ToolCallDelta, Usage
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -40,15 +40,18 @@ class Answer:
             written = (details and getattr(details, "cache_write_tokens", None)) or 0
             by_age = details and getattr(details, "cache_creation_token_details", None)
             long = (by_age and by_age.ephemeral_1h_input_tokens) or 0
-            spent = chunk.usage.prompt_tokens, chunk.usage.completion_tokens
-            self._usage = Usage(*spent, cached, max(written - long, 0), long)
+            prompt = chunk.usage.prompt_tokens
+            # xAI counts what it reasons in the total alone, and bills it as answer.
+            completion = max(chunk.usage.completion_tokens, chunk.usage.total_tokens - prompt)
+            self._usage = Usage(prompt, completion, cached, max(written - long, 0), long)
         for choice in chunk.choices:
             delta = choice.delta
             logprobs = choice.logprobs and choice.logprobs.content
             text = delta.content or delta.refusal or ""
-            if text or logprobs:
+            beside = _beside(delta, BESIDE)
+            if text or logprobs or beside:
                 entries = [e if isinstance(e, Mapping) else e.model_dump(mode="json") for e in logprobs or ()] or None
-                yield TextDelta(text, choice.index, entries)
+                yield TextDelta(text, choice.index, entries, beside)
             for call in delta.tool_calls or ():
                 # Anthropic numbers calls by content block, which its text shares: clients expect 0, 1, 2.
                 key = (choice.index, call.index)
@@ -58,7 +61,8 @@ class Answer:
                 if arguments:
                     self._arguments.add(key)
                 name = call.function.name if call.function else None
-                yield ToolCallDelta(index, arguments, call.id or None, name or None, choice.index)
+                beside = _beside(call, ("extra_content",))
+                yield ToolCallDelta(index, arguments, call.id or None, name or None, choice.index, beside)
             if choice.finish_reason is not None and choice.index in self._open:
                 yield from self._finish(choice.index, choice.finish_reason)
 
@@ -74,3 +78,10 @@ class Answer:
             if key[0] == choice and key not in self._arguments:
                 yield ToolCallDelta(index, "{}", choice=choice)
         yield Finish(_FINISH.get(reason, "stop"), choice)
+
+
+def _beside(part: object, names: Iterable[str]) -> Mapping[str, Any] | None:
+    """The fields `names` of `part` that hold something; any-llm's own models have other things by some of them."""
+    if not isinstance(part, Delta | Call):
+        return None
+    return {name: value for name in names if (value := getattr(part, name))} or None

@@ -30,6 +30,7 @@ class Call:
     index: int = 0
     id: str | None = None
     function: Function | None = None
+    extra_content: Any = None
 
 
 @dataclass(slots=True)
@@ -37,6 +38,16 @@ class Delta:
     content: str | None = None
     refusal: str | None = None
     tool_calls: Sequence[Call] | None = None
+    # Not OpenAI's own, or no longer; what asks for them does so by fields that upcall passes on unread.
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    extra_content: Any = None
+    annotations: Sequence[Any] | None = None
+    audio: Mapping[str, Any] | None = None
+    function_call: Mapping[str, Any] | None = None
+
+
+BESIDE: Final = ("reasoning_content", "reasoning", "extra_content", "annotations", "audio", "function_call")
 
 
 @dataclass(slots=True)
@@ -68,6 +79,7 @@ class PromptTokens:
 class Counted:
     prompt_tokens: int
     completion_tokens: int
+    total_tokens: int = 0
     prompt_tokens_details: PromptTokens | None = None
 
 

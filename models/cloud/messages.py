@@ -10,7 +10,7 @@ from anthropic import AsyncAnthropic
 from models.cloud.completions import own_address, own_headers
 from models.cloud.http import AnsweredError, Http
 from models.cloud.settings import CloudSettings
-from models.interface import Event, Finish, Native, TextDelta, ToolCallDelta, Usage, Verbatim
+from models.interface import Event, Finish, Native, PromptRead, TextDelta, ToolCallDelta, Usage, Verbatim
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter"]
 _FINISH: Final[dict[str, FinishReason]] = {
@@ -63,7 +63,9 @@ class MessageAnswer:
         """The events of one of Anthropic's; what has no name in canonical form comes as `Native`."""
         match event["type"]:
             case "message_start":
-                self._said = dict(event["message"]["usage"])
+                self._said = dict(event["message"].get("usage") or {})
+                if usage := self.usage:
+                    yield PromptRead(usage.prompt_tokens, usage.cached_tokens)
             case "content_block_start":
                 yield from self._begin(event["index"], event["content_block"])
             case "content_block_delta":
@@ -71,8 +73,8 @@ class MessageAnswer:
             case "content_block_stop" if event["index"] in self._silent:
                 yield ToolCallDelta(self._calls[event["index"]], "{}")
             case "message_delta":
-                usage, delta = event.get("usage") or {}, event["delta"]
-                self._said |= {name: value for name, value in usage.items() if value is not None}
+                told, delta = event.get("usage") or {}, event["delta"]
+                self._said |= {name: value for name, value in told.items() if value is not None}
                 if not self.complete and (reason := delta.get("stop_reason")) is not None:
                     self.complete = True
                     yield Native({**event, "usage": self._said})

@@ -108,6 +108,8 @@ def arguments(settings: CloudSettings, request: ChatRequest, provider: AnyLLM) -
     fields = _fields(settings, request)
     if isinstance(provider, BaseAnthropicProvider):
         return _anthropic(settings, request, fields)
+    if request.verbatim is not None:
+        fields = _without_anthropics_tools(fields)
     options = {**(fields.get("stream_options") or {}), "include_usage": True}
     body = {**fields, "messages": list(request.messages), "stream_options": options}
     # What is in extra_body goes out as it is and goes first: any-llm renames some of the fields that it knows and drops
@@ -138,8 +140,27 @@ def _fields(settings: CloudSettings, request: ChatRequest) -> dict[str, Any]:
         "response_format": request.response_format,
     }
     fields = {**settings.defaults, **{name: value for name, value in said.items() if value is not None}}
-    fields.update(request.extra)
+    # No field that passes unread lifts what the answer was weighed by.
+    weighed = {"n"} if request.max_tokens is None else {"n", "max_tokens", "max_completion_tokens"}
+    fields.update({name: value for name, value in request.extra.items() if name not in weighed})
     return {name: value for name, value in fields.items() if name not in settings.unsupported}
+
+
+def _without_anthropics_tools(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`fields` as a provider takes them that would refuse the tools which Anthropic itself defines."""
+    tools = [tool for tool in fields.get("tools") or () if tool.get("type") == "function"]
+    names = [tool["function"]["name"] for tool in tools]
+    kept = {name: value for name, value in fields.items() if name not in _ABOUT_TOOLS}
+    if not tools:
+        return kept
+    kept |= {name: fields[name] for name in _ABOUT_TOOLS if name in fields} | {"tools": tools}
+    match fields.get("tool_choice"):
+        case {"function": {"name": name}} if name not in names:
+            kept["tool_choice"] = "auto"
+    return kept
+
+
+_ABOUT_TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 
 
 def _anthropic(settings: CloudSettings, request: ChatRequest, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,13 @@ _TOKENS_PER_IMAGE: Final = 6000
 
 def most_tokens(request: ChatRequest) -> int:
     """An upper bound of the prompt's tokens: no token is shorter than a byte. English text has about four in each."""
-    said = sum(_most(part) for part in (request.messages, request.tools, request.response_format))
+    said = sum(_most(part) for part in (request.messages, request.tools, request.response_format, request.extra))
     return max(said, _most(request.verbatim.body)) if request.verbatim else said
+
+
+def most_predicted(request: ChatRequest) -> int:
+    """An upper bound of the tokens of a `prediction`, which OpenAI bills as answer where the answer differs from it."""
+    return _most(request.extra.get("prediction"))
 
 
 def _most(value: Any) -> int:

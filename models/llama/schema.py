@@ -40,6 +40,8 @@ class Grammar:
     def __init__(self) -> None:
         self._rules: list[str] = []
         self._refs: dict[tuple[int, str], str] = {}
+        self._documents: list[Schema] = []
+        """Kept while their addresses are in `_refs`: another document could get the address of one that is gone."""
 
     def text(self, root: str) -> str:
         """The whole grammar, of which `root` is what an answer must be."""
@@ -127,6 +129,7 @@ class Grammar:
     def _ref(self, pointer: Any, document: Schema, depth: int) -> str:
         key = (id(document), str(pointer))
         if key not in self._refs:
+            self._documents.append(document)
             # Named before it is built, so that a schema may contain itself.
             self._refs[key] = name = self.rule("")
             target = self.schema(_resolve(str(pointer), document), document, depth + 1)

@@ -13,10 +13,12 @@ HELLO = [{"role": "user", "content": "Say hello."}]
 JSON = {"Content-Type": "application/json"}
 
 
-def post(daemon: Daemon, body: bytes, headers: dict[str, str] | None = None) -> tuple[int, dict[str, Any]]:
+def post(
+    daemon: Daemon, body: bytes, headers: dict[str, str] | None = None, path: str = "/v1/chat/completions"
+) -> tuple[int, dict[str, Any]]:
     connection = http.client.HTTPConnection("127.0.0.1", daemon.server.port, timeout=60)
     try:
-        connection.request("POST", "/v1/chat/completions", body, JSON if headers is None else headers)
+        connection.request("POST", path, body, JSON if headers is None else headers)
         response = connection.getresponse()
         return response.status, json.loads(response.read())
     finally:
@@ -47,6 +49,8 @@ def post(daemon: Daemon, body: bytes, headers: dict[str, str] | None = None) -> 
         (b'{"messages": [{"role": "user", "content": "x"}], "model": 5}', "model"),
         (b'{"messages": [{"role": "user", "content": "x"}], "model": "router-mf-7"}', "probability"),
         (b'{"messages": [{"role": "user", "content": "x"}], "seed": 1e400}', "seed"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "logit_bias": {"5": 1e999}}', "logit_bias"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "logit_bias": {"5": "NaN"}}', "logit_bias"),
     ],
 )
 def test_a_malformed_body_is_a_400_that_names_the_mistake(upcall: Daemon, body: bytes, hint: str) -> None:
@@ -57,6 +61,26 @@ def test_a_malformed_body_is_a_400_that_names_the_mistake(upcall: Daemon, body: 
     assert answer["error"]["type"] == "invalid_request_error"
     assert "\n" not in answer["error"]["message"]
     assert upcall.call("GET", "/healthz")["local"]["state"] == "ready"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "hint"),
+    [
+        ("/v1/completions", {"prompt": ["a"] * 129}, "prompt: send 1 to 128 prompts"),
+        ("/v1/embeddings", {"input": ["a"] * 2049}, "input: send 1 to 2048 strings"),
+        ("/api/embed", {"input": ["a"] * 2049}, "input: send at most 2048 texts"),
+        ("/v1/responses", {"input": "x", "n": 16}, "n: "),
+        ("/v1/responses", {"input": "x", "max_tokens": 90_000}, "max_output_tokens"),
+        ("/v1/responses", {"input": "x", "max_completion_tokens": 90_000}, "max_output_tokens"),
+    ],
+)
+def test_one_request_cannot_ask_for_more_than_is_weighed(
+    upcall: Daemon, path: str, body: dict[str, object], hint: str
+) -> None:
+    status, answer = post(upcall, json.dumps(body).encode(), path=path)
+
+    assert status == 400
+    assert hint in str(answer["error"])
 
 
 def test_an_unknown_router_is_a_404_that_lists_the_known_ones(upcall: Daemon) -> None:

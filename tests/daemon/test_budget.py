@@ -257,6 +257,35 @@ async def test_under_a_budget_an_answer_without_a_limit_gets_one(escalating: Esc
     assert [call.body["max_tokens"] for call in upstream.calls] == [321, ANSWER]
 
 
+async def test_a_request_that_names_the_most_gets_an_answer_no_longer_than_that_was_weighed_for(
+    escalating: Escalating, upstream: Upstream
+) -> None:
+    daemon = start(escalating, upstream, BUDGET__ANSWER_TOKENS="321")
+    async with session(daemon) as opened:
+        await ask(opened, max_tokens=None, headers={"x-upcall-max-cost-usd": "1"})
+        await ask(opened, max_tokens=None)
+
+    assert [call.body.get("max_tokens") for call in upstream.calls] == [321, None]
+
+
+def test_all_that_a_provider_counts_as_prompt_is_weighed() -> None:
+    long = "x" * 1000
+    plain = most_tokens(ChatRequest(messages=HELLO))
+
+    for extra in ({"functions": [{"name": long}]}, {"prediction": {"type": "content", "content": long}}):
+        assert most_tokens(ChatRequest(messages=HELLO, extra=extra)) > plain + 1000
+
+
+async def test_a_prediction_may_be_billed_as_answer(escalating: Escalating, upstream: Upstream) -> None:
+    daemon = start(escalating, upstream)
+    prediction = {"type": "content", "content": "x" * 1000}
+    cap = {"x-upcall-max-cost-usd": f"{MOST + 1100 * PRICE.prompt:.9f}"}
+    async with session(daemon) as opened:
+        dear = await ask(opened, prediction=prediction, headers=cap)
+
+    assert dear.headers["x-upcall-reason"] == "max_cost"
+
+
 @pytest.mark.parametrize(
     ("settings", "route", "reason"),
     [

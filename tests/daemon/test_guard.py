@@ -44,7 +44,11 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, models_ready: Path) -> Ite
     home = tmp_path_factory.mktemp("guarded")
     (home / "credentials").mkdir()
     (home / "credentials" / "server").write_text(TOKEN)
-    settings = {"SERVER__TOKEN": "true", "SERVER__ALLOWED_ORIGINS": '["https://chat.example.org"]'}
+    settings = {
+        "SERVER__TOKEN": "true",
+        "SERVER__ALLOWED_ORIGINS": '["https://chat.example.org"]',
+        "SERVER__ALLOWED_HOSTS": '["box.example.org"]',
+    }
     with running_daemon(home, models_ready, settings, home / "credentials") as daemon:
         yield daemon
 
@@ -91,6 +95,26 @@ def test_an_origin_from_the_settings_gets_in_and_its_preflight_is_answered(guard
 
     status, answered = asked(guarded, "GET", "/v1/models", Origin=origin, Authorization=f"Bearer {TOKEN}")
     assert (status, answered["access-control-allow-origin"]) == (200, origin)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("box.example.org", 200),
+        ("Box.example.org:443", 200),
+        ("box.example.org.attacker.example", 403),
+        ("box.example.org:443@attacker.example", 403),
+    ],
+)
+def test_a_name_from_the_settings_is_served_at_whatever_port_a_proxy_has(
+    guarded: Daemon, host: str, status: int
+) -> None:
+    assert asked(guarded, "GET", "/v1/models", Host=host, Authorization=f"Bearer {TOKEN}")[0] == status
+
+
+def test_a_page_at_another_port_of_that_name_is_another_origin(guarded: Daemon) -> None:
+    page = {"Host": "box.example.org:443", "Origin": "http://box.example.org:443"}
+    assert asked(guarded, "GET", "/v1/models", Authorization=f"Bearer {TOKEN}", **page)[0] == 403
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,9 @@ def post(
 
 
 def any_wire(path: str) -> dict[str, Any]:
-    # To one wire a prompt is a conversation kept by the server, which it refuses.
-    return {name: value for name, value in ANY_WIRE.items() if (path, name) != ("/v1/responses", "prompt")}
+    # To one wire a prompt is a conversation kept by the server, which it refuses, and the limit has another name.
+    others = ("prompt", "max_tokens") if path == "/v1/responses" else ()
+    return {name: value for name, value in ANY_WIRE.items() if name not in others}
 
 
 def touch(daemon: Daemon, method: str, path: str) -> None:

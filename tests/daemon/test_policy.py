@@ -64,6 +64,7 @@ def test_a_request_cannot_loosen_privacy() -> None:
     [
         (Needs(images=True), Reason.IMAGES),
         (Needs(tools=True), Reason.TOOLS),
+        (Needs(tools=True, foreign_tools=True), Reason.TOOLS),
         (Needs(tokens_fit=False), Reason.CONTEXT_LENGTH),
     ],
 )
@@ -143,6 +144,13 @@ def test_a_narrow_band_of_scores_decays_as_slowly_as_a_wide_one() -> None:
     narrow = conversation_score([0.68, 0.60])
 
     assert (narrow - 0.60) / 0.08 == pytest.approx((wide - 0.1) / 0.8)
+
+
+def test_tools_that_only_a_provider_has_go_up_although_the_local_model_calls_functions() -> None:
+    able = replace(OPEN, local_tools=True)
+
+    assert decided(needs=Needs(tools=True), state=able, score=0.1) == ("local", Reason.BELOW_THRESHOLD)
+    assert decided(needs=Needs(tools=True, foreign_tools=True), state=able, score=0.1) == ("cloud", Reason.TOOLS)
 
 
 def test_a_conversation_with_tool_calls_stays_with_the_model_that_made_them() -> None:

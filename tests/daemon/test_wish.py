@@ -26,6 +26,11 @@ def test_wishes_in_a_body_say_what_headers_say_and_are_taken_out(body: dict[str,
     assert body in ({}, {"x_upcall_explain": 7})
 
 
+@pytest.mark.parametrize("model", ["auto", "local", "cloud", "router-mf-0.5"])
+def test_ollamas_latest_behind_a_name_changes_nothing(model: str) -> None:
+    assert asked(f"{model}:latest", {}, {}, Routing()) == asked(model, {}, {}, Routing())
+
+
 def test_a_header_wins_over_the_body() -> None:
     assert asked("auto", {"X-Upcall-Route": "cloud"}, {"x-upcall-route": "local"}, Routing()).wish.route == "cloud"
 

@@ -220,6 +220,34 @@ async def test_log_probabilities_come_with_their_text(cloud: Cloud, upstream: Up
     assert answer[0].logprobs == [entry]
 
 
+async def test_what_dialects_of_the_format_say_beside_the_words_comes_along(cloud: Cloud, upstream: Upstream) -> None:
+    signed = {"google": {"thought_signature": "c2ln"}}
+    call_ = {"index": 0, "id": "c1", "function": {"name": "now", "arguments": "{}"}, "extra_content": signed}
+
+    async def script(call: Call) -> None:
+        await call.send(
+            chunk({"content": None, "reasoning_content": "Hm."}), chunk({"content": "Four."}),
+            chunk({"tool_calls": [call_]}), chunk({}, finish_reason="tool_calls"), "[DONE]",
+        )  # fmt: skip
+
+    upstream.script = script
+    thought, words, called, *_ = await events(cloud("openai", upstream.base_url("openai")), ask("hello"))
+
+    assert thought == TextDelta("", beside={"reasoning_content": "Hm."})
+    assert words == TextDelta("Four.")
+    assert called == ToolCallDelta(0, "{}", "c1", "now", beside={"extra_content": signed})
+
+
+async def test_tokens_that_only_the_total_counts_are_paid_for(cloud: Cloud, upstream: Upstream) -> None:
+    async def script(call: Call) -> None:
+        usage = {"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135}
+        await call.send(call.text("x"), chunk({}, finish_reason="stop"), {**chunk(), "choices": [], "usage": usage})
+
+    upstream.script = script
+    answer = await events(cloud("openai", upstream.base_url("openai")), ask("hello"))
+    assert answer[-1] == Usage(32, 103)
+
+
 async def test_a_call_without_parameters_still_has_arguments_that_are_json(cloud: Cloud, upstream: Upstream) -> None:
     async def script(call: Call) -> None:
         await call.send(

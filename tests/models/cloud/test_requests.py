@@ -166,6 +166,15 @@ async def test_the_settings_fill_in_what_the_client_left_out_and_leave_out_what_
     assert not {"max_tokens", "top_k", "min_p"} & body.keys()
 
 
+async def test_no_field_that_passes_unread_can_lift_a_limit(cloud: Cloud, upstream: Upstream) -> None:
+    lifted = {"n": 16, "max_tokens": 90_000, "max_completion_tokens": 90_000}
+    await events(cloud("openai", upstream.base_url("openai")), ask("hello", max_tokens=9, extra=lifted))
+    body = upstream.calls[0].body
+
+    assert body["max_tokens"] == 9
+    assert not {"n", "max_completion_tokens"} & body.keys()
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [

@@ -7,6 +7,8 @@ import pytest
 
 from models.interface import FailureCode
 from models.llama.model import LlamaModel
+from models.llama.schema import Grammar
+from models.llama.tools import CallForm, calls_rule
 from tests.models.llama.conftest import ask
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -107,6 +109,19 @@ async def test_schema_that_cannot_be_followed_is_a_bad_request_and_the_model_liv
     assert failure.code is FailureCode.BAD_REQUEST
     assert "\n" not in failure.message
     assert (await ask(model, "Hi", max_tokens=2)).usage.completion_tokens == 2
+
+
+async def test_a_reference_of_one_tool_never_leads_into_another_tools_schema() -> None:
+    grammar = Grammar()
+
+    def tool(name: str, item: Any) -> Any:
+        parameters = {"properties": {"x": {"$ref": "#/$defs/Item"}}, "$defs": {"Item": item}}
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    tools = [tool(f"f{number}", {"const": f"<{number}>"}) for number in range(20)]
+    calls_rule(grammar, tools, CallForm.TAGGED, parallel=True, opened=False)
+
+    assert all(grammar.text("").count(f"<{number}>") == 1 for number in range(20))
 
 
 async def test_deeply_nested_schema_is_refused_not_a_crash(model: LlamaModel) -> None:

@@ -103,12 +103,12 @@ class Children:
             if not (why := self._forbidden(name)):
                 continue
             for worker in self._retired if name == "cloud" else ():
-                worker.process.kill()
+                _kill(worker.process)
             if now := self._workers.pop(name, None):
-                now.process.kill()
+                _kill(now.process)
                 self._tell(WorkerDown(name, why))
         if self._traces and self._forbidden("traces"):
-            self._traces.kill()
+            _kill(self._traces)
 
     def keep_nothing(self) -> None:
         """Have the local worker leave the disk alone from now on, where privacy mode asks for that."""
@@ -158,7 +158,7 @@ class Children:
                 theirs.close()
                 if self._forbidden("traces"):
                     # As for a worker.
-                    self._traces.kill()
+                    _kill(self._traces)
                 status = await self._traces.wait()
             self._traces = None
             if status and not self._stopping and not self._forbidden("traces"):
@@ -187,7 +187,7 @@ class Children:
                 process = await self._child("daemon.worker", [theirs], role)
         if why := self._forbidden(name):
             # It was forbidden while the process was being made.
-            process.kill()
+            _kill(process)
             ours.close()
             self._tell(WorkerDown(name, why))
             return
@@ -248,6 +248,12 @@ def without_proxy(settings: Settings) -> Settings:
 def _harmless_environment() -> dict[str, str]:
     """The environment for processes that see prompts: an allow-list, since people keep keys in theirs."""
     return {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
+
+
+def _kill(process: Process) -> None:
+    # One that has just ended by itself must not keep the others alive.
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
 
 
 async def _end(process: Process) -> None:

@@ -108,11 +108,19 @@ def privacy(switch: str, config: Path | None) -> None:
         return
     if switch != "status":
         try:
-            call(settings.server, "PUT", "/upcall/privacy", {"on": switch == "on"})
+            answer = call(settings.server, "PUT", "/upcall/privacy", {"on": switch == "on"})
+            if detail := answer.get("detail"):
+                click.echo(f"upcall: {detail}", err=True)
         except NotRunning:
             if switch == "off" and settings.privacy.mode:
                 raise click.ClickException("privacy.mode is set in config.toml; unset it there") from None
             state.remember(switch == "on")
+            where = settings.server.socket or f"{settings.server.host}:{settings.server.port}"
+            click.echo(
+                f"upcall: no daemon was reached at {where}: the switch holds for the next start, and for daemons that "
+                "run elsewhere within seconds",
+                err=True,
+            )
         except DaemonError as error:
             raise click.ClickException(str(error)) from None
     try:

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from daemon.keys import NAME
+from daemon.logs import SECRET
 
 
 class ConfigError(Exception):
@@ -15,7 +18,25 @@ class ConfigError(Exception):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True)
+
+
+_UNBROKEN = re.compile(r"(?=[A-Za-z]*[0-9])[A-Za-z0-9]{20,}")
+"""Letters and digits as in keys that have no prefix of their own; nobody calls anything so."""
+
+
+def _names_a_key(name: str) -> str:
+    # The error does not repeat it: a name is shown to everybody, and this may be what it should have been the name of.
+    secret = (SECRET.search(name) and re.search("[0-9]", name)) or _UNBROKEN.search(name)
+    if not NAME.fullmatch(name) or secret:
+        raise ValueError(
+            "this is no name of a key, or looks like a key itself: `upcall key set NAME` stores the key, and only NAME "
+            "(letters, digits, dots, dashes and underscores) belongs here"
+        )
+    return name
+
+
+KeyName: TypeAlias = Annotated[str, AfterValidator(_names_a_key)]
 
 
 def _is_loopback(host: str) -> bool:
@@ -124,7 +145,7 @@ class Local(Section):
     endpoint: str | None = None
     """URL of an OpenAI-compatible server in the place of a file, such as `http://192.168.1.20:8000/v1`; `model` is then
     the name that it knows the model by, and `context_length` holds where it names none."""
-    key: str = "none"
+    key: KeyName = "none"
     """Name of the endpoint's API key in the keyring; `none` for one without."""
     on_premises: bool = False
     """Count the endpoint as part of this machine, so that privacy mode lets prompts go there."""
@@ -159,7 +180,7 @@ class Endpoint(Section):
     """`openai` (or any endpoint that speaks it) or `anthropic`; the preset's where it is not set."""
     base_url: str | None = None
     """Endpoint; the provider's own where it is not set."""
-    key: str | None = None
+    key: KeyName | None = None
     """Name of the API key in the keyring; the provider's name where it is not set, `none` for an endpoint without."""
     max_retries: int = Field(default=2, ge=0, le=10)
     """Tries after the first, before the first byte only."""
@@ -305,7 +326,7 @@ class Log(Section):
 class Settings(BaseModel):
     """Everything that can be set."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     server: Server = Server()
     routing: Routing = Routing()

@@ -174,7 +174,7 @@ def _cloud(settings: Settings) -> Iterator[Finding]:
             continue
         try:
             yield Finding("key", "ok", f"{cloud.key_name} for {cloud.name}: {keys.where(cloud.key_name)}")
-        except keys.KeyUnavailable as error:
+        except (keys.KeyUnavailable, ValueError) as error:
             meanwhile = f"{cloud.name} is passed over" if len(clouds) > 1 else "prompts stay here"
             yield Finding("key", "note", f"{error} Until then {meanwhile}")
 

@@ -26,7 +26,8 @@ SERVER_TOKEN: Final = "server"  # noqa: S105 - a name, not a secret
 
 _ATTRIBUTES: Final = {"service": SERVICE, "application": "upcall"}
 _DEFAULT_COLLECTION: Final = "/org/freedesktop/secrets/aliases/default"
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a key may be called, as a whole."""
 
 # All of these keep secrets encrypted behind the user's login. KWallet answers as a Secret Service since 5.97.
 _TRUSTED_BACKENDS: Final = {
@@ -132,7 +133,7 @@ def remove(name: str, timeout: float = 5.0, *, prompt: bool = False) -> None:
 
 
 def _credential(name: str) -> Path | None:
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no key name: use letters, digits, dots, dashes and underscores.")
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     path = Path(folder, name) if folder else None
@@ -140,7 +141,7 @@ def _credential(name: str) -> Path | None:
 
 
 def _ask(order: _Order, timeout: float) -> _Report:
-    if not _NAME.fullmatch(order.name):
+    if not NAME.fullmatch(order.name):
         raise ValueError(f"{order.name!r} is no key name: use letters, digits, dots, dashes and underscores.")
     message = json.dumps([order.action, order.name, order.secret, order.prompt])
     try:

@@ -45,8 +45,17 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class SetPrivacy:
+    """The supervisor is to answer with `PrivacySet`, behind the `Standing` that it comes to."""
+
     on: bool
     kind: Literal["set_privacy"] = "set_privacy"
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacySet:
+    trouble: str
+    """Why it does not hold, or only until the next start: a sentence for people, or nothing."""
+    kind: Literal["privacy_set"] = "privacy_set"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +148,10 @@ class Reload:
     """The gateway is to serve by these settings from now on, and to answer with `Reloaded`."""
 
     settings: Settings
+    cloud_changed: bool
+    """Also where it is only a proxy, which `settings` do not name to the gateway."""
+    prices_changed: bool
+    """Those that it knows are void, and `Priced` follows."""
     kind: Literal["reload"] = "reload"
 
 
@@ -161,6 +174,7 @@ Message: TypeAlias = (
     | Want
     | Answered
     | SetPrivacy
+    | PrivacySet
     | SetShare
     | CheckKey
     | Measure

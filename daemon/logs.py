@@ -7,14 +7,16 @@ import re
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from daemon.config import Log
+if TYPE_CHECKING:
+    from daemon.config import Log
 
 OURS = ("daemon", "models", "routers")
 """Whose records `log.level` is about."""
 
 
-def set_up_logging(settings: Log) -> None:
+def set_up_logging(settings: "Log") -> None:
     """One line per record, in the journal with its own priorities (sd-daemon(3)). A later call takes the place of this.
 
     Libraries are heard from warnings on, whatever the level: the providers' SDKs write whole requests at `debug`.
@@ -46,12 +48,12 @@ def redact_record(record: logging.LogRecord) -> bool:
 def redact(text: str) -> str:
     """`text` with everything that looks like a secret replaced."""
     text = _ASSIGNED.sub(r"\1" + REDACTED, text)
-    return _SECRET.sub(REDACTED, text)
+    return SECRET.sub(REDACTED, text)
 
 
 REDACTED = "[redacted]"
 
-_SECRET = re.compile(
+SECRET = re.compile(
     r"""
     \b(?:sk|pk|rk|gsk|xai|pplx|hf|r8|ghp|gho|ghs|ghu|github_pat|glpat|xox[abprs])[-_][A-Za-z0-9_-]{12,}
     | \bAIza[A-Za-z0-9_-]{30,}

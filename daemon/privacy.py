@@ -13,21 +13,31 @@ def is_on(settings: Settings) -> bool:
     if settings.privacy.mode:
         return True
     try:
-        return _switch().read_text().strip() != "off"
+        return path().read_text().strip() != "off"
     except FileNotFoundError:
         return False
-    except OSError:
+    except (OSError, ValueError):
         return True
 
 
 def remember(on: bool) -> None:
     """Set the switch for every later start. Raises `OSError` where the state directory cannot be written."""
-    switch = _switch()
+    switch = path()
     switch.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = switch.with_suffix(f".{os.getpid()}")
     draft.write_text("on\n" if on else "off\n")
     draft.replace(switch)
 
 
-def _switch() -> Path:
+def stamp() -> tuple[int, int] | None:
+    """Another one whenever somebody has set the switch; `None` where there is none to be seen."""
+    try:
+        switch = path().stat()
+    except OSError:
+        return None
+    return switch.st_ino, switch.st_mtime_ns
+
+
+def path() -> Path:
+    """Of the switch."""
     return platformdirs.user_state_path("upcall") / "privacy"

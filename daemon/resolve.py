@@ -65,6 +65,8 @@ def remote(settings: Local) -> CloudSettings:
         max_retries=1,
         defaults={"max_tokens": settings.max_tokens},
         context_length=settings.context_length,
+        first_byte_timeout=settings.timeout,
+        chunk_timeout=settings.timeout,
         total_timeout=settings.timeout,
     )
 

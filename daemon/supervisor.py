@@ -28,6 +28,7 @@ from daemon.link import (
     Memory,
     Message,
     Priced,
+    PrivacySet,
     Reload,
     Reloaded,
     SetPrivacy,
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 
 BEATS_PER_TIMEOUT = 3
 """How often the gateway is asked for a sign of life within the time that systemd waits for one."""
+SWITCH_SECONDS = 1.0
+"""How often the privacy switch is looked at, which others may set without this process."""
 EXIT_CANNOT_LISTEN = 2
 EXIT_UNENFORCED = 2
 
@@ -63,6 +66,10 @@ class Supervisor:
         self._listening = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._refusals = asyncio.Queue[str]()
+        self._switch = privacy.stamp()
+        """Of the privacy switch as it was last heard of."""
+        self._unremembered = False
+        """Privacy mode was switched on, and the switch does not say so."""
         self._standing = Standing(privacy=privacy.is_on(settings), pinned=settings.privacy.mode, has_key=False, key="")
         self._status = 0
         """What the command line exits with once stopped."""
@@ -86,6 +93,7 @@ class Supervisor:
         self._children.trace()
         self._tasks.start(self._look_up_prices())
         self._tasks.start(self._ask_for_beats())
+        self._tasks.start(self._watch_switch())
         stopping = asyncio.create_task(self._stopping.wait())
         assert self._children.gateway is not None
         gateway_end = asyncio.create_task(self._children.gateway.wait())
@@ -167,7 +175,7 @@ class Supervisor:
             case Answered(worker=name):
                 self._children.forgive(name)
             case SetPrivacy(on=on):
-                self._set_privacy(on)
+                self._tell(PrivacySet(self._set_privacy(on)))
             case SetShare(cloud_share=cloud_share):
                 self._tasks.start(self._set_share(cloud_share))
             case CheckKey():
@@ -177,16 +185,60 @@ class Supervisor:
             case _:
                 pass
 
-    def _set_privacy(self, on: bool) -> None:
-        if on or not self._standing.pinned:
+    def _set_privacy(self, on: bool) -> str:
+        """What is wrong with that, as a sentence for people: it does not hold, or only until the next start."""
+        if not on and self._standing.pinned:
+            return "Privacy mode is set in config.toml (privacy.mode); take it out there and restart upcall."
+        if on:
+            # Before anything that a full disk could keep from being done.
+            self._unremembered = True
+            self._take_privacy(True)
+        if trouble := self._remember_privacy(on):
+            log.error("%s", trouble)
+            return trouble
+        self._unremembered = False
+        self._take_privacy(on)
+        self._warn_unenforced()
+        return ""
+
+    def _remember_privacy(self, on: bool) -> str:
+        """Set the switch; where that cannot be done and it says otherwise, a sentence on what that means."""
+        try:
             privacy.remember(on)
-            self._stand(privacy=on)
-            if refusal := self._unenforced(self._settings):
-                log.error("%s; until the next start, which will be refused, only upcall itself keeps it", refusal)
-        else:
-            self._stand()
+        except OSError as error:
+            if privacy.is_on(self._settings) != on:
+                state = "on, but only until the next start" if on else "still on"
+                return f"Privacy mode is {state}, because {privacy.path()} cannot be written ({error.strerror})."
+        return ""
+
+    def _take_privacy(self, on: bool) -> None:
+        self._stand(privacy=on)
+        self._children.settings = self._for_children(self._settings)
         self._hold_children()
         self._children.trace()
+
+    def _for_children(self, settings: Settings) -> Settings:
+        """Pinned to privacy mode while the switch, which the local worker reads, does not say that it is on."""
+        if not self._unremembered:
+            return settings
+        return settings.model_copy(update={"privacy": settings.privacy.model_copy(update={"mode": True})})
+
+    def _warn_unenforced(self) -> None:
+        if refusal := self._unenforced(self._settings):
+            log.error("%s; until the next start, which will be refused, only upcall itself keeps it", refusal)
+
+    async def _watch_switch(self) -> None:
+        """Hear of a switch that was set past this daemon, by who looked for one at another address. Never returns."""
+        while True:
+            await asyncio.sleep(SWITCH_SECONDS)
+            # One that cannot be seen just now says nothing.
+            if (stamp := privacy.stamp()) and stamp != self._switch:
+                self._switch, self._unremembered = stamp, False
+                before, on = self._standing.privacy, privacy.is_on(self._settings)
+                self._take_privacy(on)
+                if on != before:
+                    log.info("the privacy switch was found %s", "on" if on else "off")
+                    self._warn_unenforced()
 
     def _hold_children(self) -> None:
         """To what privacy mode asks for as it is now."""
@@ -227,16 +279,19 @@ class Supervisor:
             return "; ".join(str(error).splitlines())
         if refusal := self._unenforced(settings):
             return refusal
-        self._tell(Reload(without_proxy(settings)))
+        cloud_changed = settings.cloud != self._settings.cloud
+        prices_changed = _priced(settings) != _priced(self._settings)
+        self._tell(Reload(without_proxy(settings), cloud_changed, prices_changed))
         if refusal := await self._refusals.get():
             return refusal
         before, self._settings = self._settings, settings
-        self._children.settings = settings
+        self._children.settings = self._for_children(settings)
         set_up_logging(settings.log)
-        if settings.cloud != before.cloud:
+        if cloud_changed:
             self._children.retire_cloud()
+        if prices_changed:
             self._tasks.start(self._look_up_prices())
-        self._stand(privacy=privacy.is_on(settings), pinned=settings.privacy.mode)
+        self._stand(privacy=privacy.is_on(settings) or self._unremembered, pinned=settings.privacy.mode)
         self._hold_children()
         self._children.trace(anew=(settings.telemetry, settings.cloud) != (before.telemetry, before.cloud))
         self._tasks.start(self._look_for_key())
@@ -252,7 +307,7 @@ class Supervisor:
             try:
                 where = await asyncio.to_thread(keys.where, name) if name else "the endpoint asks for no key"
                 found.append(CloudKey(cloud.name, True, where))
-            except keys.KeyUnavailable as error:
+            except (keys.KeyUnavailable, ValueError) as error:
                 found.append(CloudKey(cloud.name, False, str(error)))
         best = next((key for key in found if key.there), found[0])
         self._stand(has_key=best.there, key=best.detail, keys=tuple(found))
@@ -260,8 +315,10 @@ class Supervisor:
     async def _look_up_prices(self) -> None:
         settings = self._settings
         found = [await prices.find(endpoint, settings.prices) for endpoint in settings.cloud.endpoints]
-        if settings is self._settings:
-            self._tell(Priced(tuple(found)))
+        # Not during a reload, in which the gateway may have other settings than this process already.
+        async with self._reloading:
+            if _priced(settings) == _priced(self._settings):
+                self._tell(Priced(tuple(found)))
 
     def _stand(self, **changes: Any) -> None:
         self._standing = replace(self._standing, **changes)
@@ -270,3 +327,8 @@ class Supervisor:
     def _tell(self, message: Message, sock: socket.socket | None = None) -> None:
         if self._link:
             self._link.send(message, sock)
+
+
+def _priced(settings: Settings) -> object:
+    """All that prices follow from."""
+    return settings.cloud, settings.prices

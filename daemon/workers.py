@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from daemon.link import (
     Memory,
     Message,
     Priced,
+    PrivacySet,
     Reload,
     Reloaded,
     SetPrivacy,
@@ -58,6 +60,8 @@ class Workers:
         """Asked for and not yet here. Each further wish would start one more."""
         self.reloads = asyncio.Queue[Settings]()
         """Settings that the gateway is to take over, each to be answered by `reloaded`."""
+        self._reload: Reload | None = None
+        """What they came with; the supervisor sends no other before that answer."""
         self._cloud = cloud
         self._clients: dict[WorkerName, WorkerClient] = {}
         self._retired: list[WorkerClient] = []
@@ -67,6 +71,8 @@ class Workers:
         self._changed = asyncio.Condition()
         self._asked_key = 0.0
         self._reload_waiters: list[asyncio.Future[str]] = []
+        self._privacy_waiters = deque[asyncio.Future[str]]()
+        """In the order in which the supervisor answers, those that have given up among them."""
         self._memory: dict[str, int] = {}
         self._tasks = Tasks()
         self._link = Link(sock, self._on_message)
@@ -78,9 +84,11 @@ class Workers:
 
     def reloaded(self, settings: Settings, refusal: str = "") -> None:
         """Tell the supervisor how a reload went. Where the cloud changed, its worker finishes what it has and goes."""
-        if not refusal and settings.cloud != self._cloud:
-            self._cloud, self.prices = settings.cloud, None
-            if client := self._clients.pop("cloud", None):
+        if self._reload and not refusal:
+            self._cloud = settings.cloud
+            if self._reload.prices_changed:
+                self.prices = None
+            if self._reload.cloud_changed and (client := self._clients.pop("cloud", None)):
                 self._retired.append(client)
         self._link.send(Reloaded(refusal))
         for waiter in self._reload_waiters:
@@ -137,10 +145,16 @@ class Workers:
             pass
         return []
 
-    async def set_privacy(self, on: bool) -> None:
-        """Switch privacy mode and wait until the supervisor says that it holds (or is pinned)."""
+    async def set_privacy(self, on: bool) -> str:
+        """Switch privacy mode; a sentence on what is wrong with that, or nothing. `standing` tells whether it holds."""
+        waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._privacy_waiters.append(waiter)
         self._link.send(SetPrivacy(on))
-        await self._until(lambda: self.standing.privacy == on or self.standing.pinned)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await waiter
+        except TimeoutError:
+            return f"Nothing is known of the switch: the supervisor did not answer within {ANSWER_SECONDS:g} s."
 
     def memory(self) -> dict[str, int]:
         """Resident bytes of the daemon's processes by name, as of the last time that somebody asked."""
@@ -205,6 +219,10 @@ class Workers:
                     self.supervisor_gone.set()
                 case Standing():
                     self.standing = message
+                case PrivacySet(trouble=trouble):
+                    waiter = self._privacy_waiters.popleft()
+                    if not waiter.done():
+                        waiter.set_result(trouble)
                 case Memory(resident=resident):
                     self._memory = resident
                 case Priced(prices=prices):
@@ -217,6 +235,7 @@ class Workers:
                     self._clients[name] = await WorkerClient.over(name, sock, answered)
                     self.why_down.pop(name, None)
                 case Reload(settings=settings):
+                    self._reload = message
                     self.reloads.put_nowait(settings)
                 case Beat():
                     self._link.send(Beat())

@@ -96,7 +96,9 @@ async def _chat(channel: Answers, models: Sequence[ChatModel], chat: Chat) -> No
         return
     except Exception as error:
         _note(error, chat.id)
-        channel.send(Emit(chat.id, Failure(FailureCode.UNAVAILABLE, "The model failed on this request; see the log.")))
+        # How far it had come is not known, so it counts as sent.
+        message = "The model failed on this request; see the log."
+        channel.send(Emit(chat.id, Failure(FailureCode.UNAVAILABLE, message, lost=1)))
     finally:
         channel.send(End(chat.id))
 

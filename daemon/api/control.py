@@ -83,10 +83,8 @@ class Control:
             on = PrivacyBody.model_validate_json(await request.read()).on
         except ValidationError:
             raise ApiError(400, 'The body must be {"on": true} or {"on": false}.') from None
-        await self._workers.set_privacy(on)
+        trouble = await self._workers.set_privacy(on)
         standing = self._workers.standing
         if standing.privacy != on:
-            raise ApiError(
-                409, "Privacy mode is set in config.toml (privacy.mode); take it out there and restart upcall."
-            )
-        return web.json_response({"on": standing.privacy})
+            raise ApiError(409 if standing.pinned else 503, trouble)
+        return web.json_response({"on": on, **({"detail": trouble} if trouble else {})})

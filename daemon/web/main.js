@@ -212,8 +212,10 @@ by("login").addEventListener("submit", (event) => {
 by("privacy").addEventListener("change", (event) => attempt(async () => {
   const on = event.target.checked;
   event.target.checked = !on;
-  event.target.checked = (await call("PUT", "/upcall/privacy", { on })).on;
+  const now = await call("PUT", "/upcall/privacy", { on });
+  event.target.checked = now.on;
   await refresh();
+  if (now.detail) notice(now.detail);
 }));
 
 by("period").addEventListener("click", (event) => {

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -105,6 +106,16 @@ def user_environment(home: Path, models: Path | None = None) -> dict[str, str]:
 
 def client(daemon: Daemon) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
+
+
+def reload(daemon: Daemon, home: Path, config: str = "") -> None:
+    """Have the daemon take over `config`, and wait until it has."""
+    log, file = home / "log", home / "config" / "upcall" / "config.toml"
+    before = log.read_text().count("the settings were reloaded")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(config)
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: log.read_text().count("the settings were reloaded") > before)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = START_SECONDS) -> None:

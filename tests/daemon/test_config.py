@@ -1,8 +1,10 @@
 """Settings: where they come from, and what a mistake in them says."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from daemon import resolve
 from daemon.config import Cloud, ConfigError, Settings
@@ -50,6 +52,43 @@ def test_a_mistake_is_one_line_that_names_key_and_remedy(file: Path, text: str, 
 
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-proj-Zm9vYmFyYmF6cXV4MTIzNDU2Nzg5",
+        "AIzaZm9vYmFyYmF6cXV4MTIzNDU2Nzg5012",
+        "0123456789abcdef0123456789abcdef",
+        "fw_3ZaBcdEfGhIjKlMnOpQrStU",
+        "x" * 101,
+        "two words",
+        "../openai",
+        "",
+    ],
+)
+@pytest.mark.parametrize(
+    "table", ["[cloud]", "[local]", '[[cloud.fallbacks]]\nmodel = "claude-3-opus"'], ids=["cloud", "local", "fallback"]
+)
+def test_a_key_in_the_place_of_its_name_is_refused_without_being_shown(file: Path, table: str, key: str) -> None:
+    file.write_text(f'{table}\nkey = "{key}"\n')
+    with pytest.raises(ConfigError, match="`upcall key set NAME` stores the key") as error:
+        load(file)
+
+    assert not key or key not in str(error.value)
+    with pytest.raises(ValidationError) as invalid:
+        Settings.model_validate(tomllib.loads(file.read_text()))
+    assert not key or key not in str(invalid.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["openai", "house", "stored_nowhere", "work-2024.eu", "token-of-the-company", "hf-inference-endpoint", "none"],
+)
+def test_a_name_of_a_key_is_taken_as_it_is(file: Path, name: str) -> None:
+    file.write_text(f'[cloud]\nkey = "{name}"\n[local]\nkey = "{name}"\n')
+
+    assert load(file).cloud.key == load(file).local.key == name
 
 
 def test_every_mistake_is_told_at_once(file: Path) -> None:

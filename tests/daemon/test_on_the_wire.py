@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Require
-from tests.daemon.harness import Daemon, cli, running_daemon, wait_until
+from tests.daemon.harness import Daemon, cli, reload, running_daemon, wait_until
 from tests.daemon.world import ANSWER, SILENT, Box, boxed
 from tests.emulators.servers import KEY
 
@@ -227,7 +227,7 @@ def _break_everything(daemon: Daemon, home: Path) -> None:
     # At once, so that some find no local model: the settings would let these go up.
     for _ in range(3):
         chat(daemon, "auto")
-    _reload(daemon, home)
+    reload(daemon, home)
     wait_until(lambda: chat(daemon)[0] == 200)
     for process in daemon.children("local"):
         process.send_signal(signal.SIGSTOP)
@@ -236,15 +236,5 @@ def _break_everything(daemon: Daemon, home: Path) -> None:
             chat(daemon, "auto", timeout=1)
         process.kill()
     wait_until(lambda: chat(daemon, "cloud")[0] == 200)
-    _reload(daemon, home, "[privacy]\nmode = false\n[routing]\nthreshold = 0.0\n[cloud.timeouts]\ntotal = 5\n")
+    reload(daemon, home, "[privacy]\nmode = false\n[routing]\nthreshold = 0.0\n[cloud.timeouts]\ntotal = 5\n")
     wait_until(lambda: chat(daemon, "auto", stream=True)[0] == 200)
-
-
-def _reload(daemon: Daemon, home: Path, config: str = "") -> None:
-    """Have the daemon take over `config`, and wait until it has."""
-    log, file = home / "log", home / "config" / "upcall" / "config.toml"
-    before = log.read_text().count("the settings were reloaded")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(config)
-    daemon.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: log.read_text().count("the settings were reloaded") > before)

@@ -1,6 +1,9 @@
 """Costs and savings at list prices, of real answers."""
 
 import asyncio
+import json
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +11,8 @@ import pytest
 from daemon.client import call as call_daemon
 from daemon.prices import Price, look_up
 from models.interface import Usage
-from tests.daemon.conftest import Escalating
-from tests.daemon.harness import client, wait_until
+from tests.daemon.conftest import Escalating, StartDaemon
+from tests.daemon.harness import Daemon, client, reload, wait_until
 from tests.emulators.servers import Emulator
 from tests.emulators.upstream import Call, Upstream
 
@@ -37,6 +40,38 @@ def test_a_cloud_answer_names_its_cost_and_a_local_one_what_it_saved(escalating:
     assert header("cloud", "x-upcall-saved-usd") == 0
     assert header("local", "x-upcall-cost-usd") == 0
     assert (header("local", "x-upcall-saved-usd") or 0) > 0
+
+
+def saved(daemon: Daemon) -> float | None:
+    """What a local answer saved; known once the prices are."""
+    answer = client(daemon).chat.completions.with_raw_response.create(model="local", messages=HELLO, max_tokens=1)
+    value = answer.headers.get("x-upcall-saved-usd")
+    return None if value is None else float(value)
+
+
+def test_a_reload_while_prices_are_looked_up_loses_none(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    # Each takes a while of its own, so that the reload is the first to be done.
+    fallbacks = [{"model": "claude-3-opus"}] * 8
+    daemon = start_daemon(ready=False, CLOUD__FALLBACKS=json.dumps(fallbacks))
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "the settings were reloaded" in (tmp_path / "log").read_text())
+
+    wait_until(lambda: saved(daemon) is not None)
+
+
+def test_prices_that_alone_change_are_taken_over_by_a_reload(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    def prices(usd: int) -> str:
+        return f"[prices.gpt-4]\nprompt = {usd}\ncompletion = {usd}\n"
+
+    (tmp_path / "config" / "upcall").mkdir(parents=True)
+    (tmp_path / "config" / "upcall" / "config.toml").write_text(prices(10))
+    daemon = start_daemon()
+    wait_until(lambda: saved(daemon) is not None)
+    before = saved(daemon)
+    assert before
+    reload(daemon, tmp_path, prices(30))
+
+    wait_until(lambda: saved(daemon) == pytest.approx(3 * before, rel=0.01))
 
 
 def test_a_price_is_per_token() -> None:

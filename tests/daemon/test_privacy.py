@@ -1,6 +1,7 @@
 """Privacy mode: what it keeps here, how it is switched, and that no cloud process exists under it."""
 
 import http.client
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import openai
 import pytest
 
 from tests.daemon.conftest import Escalating, StartDaemon
-from tests.daemon.harness import Daemon, cli, client, running_daemon, user_environment, wait_until
+from tests.daemon.harness import Daemon, cli, client, reload, running_daemon, user_environment, wait_until
+from tests.daemon.test_kept import ask, kept
 from tests.emulators.servers import Emulator
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -119,10 +121,82 @@ def test_privacy_in_the_config_cannot_be_switched_off(start_daemon: StartDaemon)
     assert daemon.call("GET", "/healthz")["privacy"] is True
 
 
-def test_a_switch_that_cannot_be_read_counts_as_on(tmp_path: Path, models_ready: Path) -> None:
-    (tmp_path / "state" / "upcall" / "privacy").mkdir(parents=True)
+@pytest.mark.parametrize("content", [None, b"\xff"], ids=["a folder", "no text"])
+def test_a_switch_that_cannot_be_read_counts_as_on(tmp_path: Path, models_ready: Path, content: bytes | None) -> None:
+    switch = tmp_path / "state" / "upcall" / "privacy"
+    switch.parent.mkdir(parents=True)
+    if content is None:
+        switch.mkdir()
+    else:
+        switch.write_bytes(content)
     with running_daemon(tmp_path, models_ready, {}) as daemon:
         assert daemon.call("GET", "/healthz")["privacy"] is True
+
+
+def test_privacy_that_cannot_be_remembered_holds_at_once_and_says_until_when(
+    escalating: Escalating, aimock: Emulator, tmp_path: Path
+) -> None:
+    daemon = escalating(aimock.base_url("openai"))
+    assert reason(daemon) == "forced_cloud"
+    _make_unwritable(daemon, tmp_path)
+    told = daemon.cli("privacy", "on")
+    wait_until(lambda: not daemon.children("cloud"))
+
+    assert (told.returncode, told.stdout) == (0, "privacy mode is on\n")
+    said = r"upcall: Privacy mode is on, but only until the next start, because \S+ cannot be written \(.+\)\.\n"
+    assert re.fullmatch(said, told.stderr)
+    assert reason(daemon) == "privacy"
+    reload(daemon, tmp_path)
+    assert reason(daemon) == "privacy"
+    assert daemon.cli("privacy", "off").stdout == "privacy mode is off\n"
+    assert reason(daemon) == "forced_cloud"
+
+
+def test_a_local_model_that_starts_again_keeps_nothing_under_privacy_that_could_not_be_remembered(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    daemon = start_daemon(LOCAL__CACHE_ON_DISK="true")
+    _make_unwritable(daemon, tmp_path)
+    daemon.cli("privacy", "on")
+    daemon.children("local")[0].kill()
+    ask(daemon)
+    daemon.process.terminate()
+    daemon.process.wait(10)
+
+    assert not kept(tmp_path)
+
+
+def test_off_that_cannot_be_remembered_is_refused_with_the_reason(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    daemon = start_daemon()
+    daemon.cli("privacy", "on")
+    _make_unwritable(daemon, tmp_path)
+    refused = daemon.cli("privacy", "off")
+
+    assert refused.returncode == 1
+    assert re.fullmatch(r"Error: Privacy mode is still on, because \S+ cannot be written \(.+\)\.\n", refused.stderr)
+    assert daemon.call("GET", "/healthz")["privacy"] is True
+
+
+def test_a_switch_that_was_set_past_a_daemon_reaches_it_within_seconds_and_is_said_to(
+    escalating: Escalating, aimock: Emulator
+) -> None:
+    daemon = escalating(aimock.base_url("openai"))
+    elsewhere = {**daemon.environment, "UPCALL_SERVER__PORT": "9"}
+    assert reason(daemon) == "forced_cloud"
+    told = cli(elsewhere, "privacy", "on")
+    wait_until(lambda: not daemon.children("cloud"))
+
+    assert told.stdout == "privacy mode is on\n"
+    assert "no daemon was reached at 127.0.0.1:9" in told.stderr
+    assert reason(daemon) == "privacy"
+    cli(elsewhere, "privacy", "off")
+    wait_until(lambda: daemon.call("GET", "/healthz")["privacy"] is False)
+    assert reason(daemon) == "forced_cloud"
+
+
+def _make_unwritable(daemon: Daemon, home: Path) -> None:
+    """Have the daemon fail to write its switch: in the way is a folder, since root may write to what is read-only."""
+    (home / "state" / "upcall" / f"privacy.{daemon.process.pid}").mkdir(parents=True)
 
 
 def test_what_cannot_be_answered_here_is_refused_under_privacy(

@@ -10,7 +10,8 @@ from typing import Any
 import openai
 import pytest
 
-from daemon.config import ConfigError
+from daemon import resolve
+from daemon.config import ConfigError, Local
 from daemon.config_file import load
 from tests.conftest import Require
 from tests.daemon.harness import Daemon, client, running_daemon, wait_until
@@ -166,3 +167,9 @@ def test_an_endpoint_that_cannot_work_is_refused_with_what_to_write(
 
     with pytest.raises(ConfigError, match=said):
         load(file)
+
+
+def test_the_server_has_all_of_the_time_that_a_request_may_take_for_its_first_token_and_between_two() -> None:
+    cloud = resolve.remote(Local(endpoint="http://192.168.1.20:8000/v1", model="m", timeout=900))
+
+    assert (cloud.first_byte_timeout, cloud.chunk_timeout, cloud.total_timeout) == (900, 900, 900)

@@ -1,18 +1,25 @@
 """Processes: started, told to systemd, restarted, and never left behind."""
 
+import asyncio
 import os
 import re
 import signal
 import socket
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import psutil
 import pytest
+import pytest_asyncio
 
 from tests.daemon.conftest import StartDaemon
-from tests.daemon.harness import UPCALL, Daemon, client, running_daemon, user_environment, wait_until
+from tests.daemon.harness import UPCALL, Daemon, client, reload, running_daemon, user_environment, wait_until
+from tests.emulators.upstream import Upstream, serving
+
+HELLO: Any = [{"role": "user", "content": "hello"}]
 
 
 def family(daemon: Daemon) -> list[psutil.Process]:
@@ -119,3 +126,66 @@ def test_the_local_worker_is_nicer_than_the_gateway(start_daemon: StartDaemon) -
 
     assert daemon.children("local")[0].nice() == os.nice(0) + 5
     assert daemon.children("daemon.gateway")[0].nice() == os.nice(0)
+
+
+@pytest_asyncio.fixture
+async def another() -> AsyncIterator[Upstream]:
+    async for server in serving(None):
+        yield server
+
+
+PROXIED = 'provider = "openai"\nbase_url = "http://provider.invalid/v1"\nkey = "none"\nproxy = "{proxy}"\n'
+UNREACHABLE = 'provider = "openai"\nbase_url = "http://127.0.0.1:9/v1"\nkey = "none"\nmax_retries = 0\n'
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        f'[cloud]\nmodel = "first"\n{PROXIED}',
+        f'[cloud]\nmodel = "first"\n{UNREACHABLE}[[cloud.fallbacks]]\nmodel = "second"\n{PROXIED}',
+    ],
+    ids=["of the first", "of a fallback"],
+)
+async def test_prompts_go_by_a_new_proxy_as_soon_as_it_was_reloaded(
+    start_daemon: StartDaemon, upstream: Upstream, another: Upstream, tmp_path: Path, config: str
+) -> None:
+    def ask() -> None:
+        client(daemon).chat.completions.create(model="cloud", messages=HELLO, max_tokens=2)
+
+    (tmp_path / "config" / "upcall").mkdir(parents=True)
+    (tmp_path / "config" / "upcall" / "config.toml").write_text(config.format(proxy=upstream.url))
+    daemon = await asyncio.to_thread(start_daemon)
+    await asyncio.to_thread(ask)
+    assert (len(upstream.calls), len(another.calls)) == (1, 0)
+
+    await asyncio.to_thread(reload, daemon, tmp_path, config.format(proxy=another.url))
+    await asyncio.to_thread(ask)
+    assert (len(upstream.calls), len(another.calls)) == (1, 1)
+
+
+def test_a_provider_that_no_key_can_be_named_after_is_told_and_ends_no_look_for_keys(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(ready=False, CLOUD__MODEL="m", CLOUD__PROVIDER="two words")
+
+    wait_until(lambda: "is no key name" in daemon.call("GET", "/healthz")["cloud"]["detail"])
+    assert "is no key name" in daemon.cli("doctor").stdout
+
+
+PASTED = "sk-proj-Zm9vYmFyYmF6cXV4MTIzNDU2Nzg5"
+
+
+def test_a_key_that_was_pasted_as_its_name_is_refused_and_shown_nowhere(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    daemon = start_daemon(ready=False)
+    config = tmp_path / "config" / "upcall" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(f'[cloud]\nkey = "{PASTED}"\n')
+    daemon.process.send_signal(signal.SIGHUP)
+    log = tmp_path / "log"
+    wait_until(lambda: "were not reloaded" in log.read_text())
+
+    said = [daemon.cli(*command.split()) for command in ("config check", "config show", "serve --port 0", "doctor")]
+    assert [each.returncode for each in said] == [2] * 4
+    assert all("upcall key set NAME" in each.stderr for each in said)
+    shown = [log.read_text(), str(daemon.call("GET", "/healthz")), *(each.stdout + each.stderr for each in said)]
+    assert not [text for text in shown if PASTED in text]

@@ -12,6 +12,7 @@ from models.client import WorkerClient, WorkerGoneError
 from models.frames import MAX_FRAME
 from models.interface import (
     ChatRequest,
+    Confidence,
     Event,
     Failure,
     FailureCode,
@@ -41,6 +42,9 @@ class Scripted:
                     yield TextDelta("waiting")
                     await asyncio.Event().wait()
                 case ["raise", *_]:
+                    raise RuntimeError(prompt)
+                case ["begin", "and", "raise"]:
+                    yield TextDelta("begun")
                     raise RuntimeError(prompt)
                 case ["stop", *_]:
                     yield TextDelta("and")
@@ -183,6 +187,15 @@ async def test_a_model_that_raises_costs_its_request_and_quotes_no_prompt(caplog
     assert "secret" not in caplog.text + failure.message
 
 
+@pytest.mark.parametrize("prompt", ["raise at once", "begin and raise"])
+async def test_a_request_whose_model_raises_counts_as_one_that_a_provider_may_charge_for(prompt: str) -> None:
+    async with connected(Scripted()) as (client, _):
+        failure = (await answer(client, prompt))[-1]
+
+    assert isinstance(failure, Failure)
+    assert failure.lost == 1
+
+
 async def test_a_model_that_stops_without_finishing_is_no_whole_answer() -> None:
     async with connected(Scripted()) as (client, _):
         assert isinstance((await answer(client, "stop here"))[-1], Failure)
@@ -204,6 +217,23 @@ async def test_a_request_too_large_for_a_frame_is_refused_and_the_connection_liv
         assert isinstance(failure, Failure)
         assert failure.code is FailureCode.BAD_REQUEST
         assert await answer(client, "small")
+
+
+async def test_a_worker_that_sends_what_cannot_be_read_is_hung_up_on_so_that_it_ends() -> None:
+    class Immeasurable(Scripted):
+        async def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+            yield Confidence(float("nan"), 0.0)
+            await asyncio.Event().wait()
+
+    async with connected(Immeasurable()) as (client, serving), asyncio.timeout(60):
+        open_request = asyncio.create_task(client.label_logprobs("wait", ["a"]))
+        (failure,) = await answer(client, "hello")
+        assert isinstance(failure, Failure)
+        with pytest.raises(WorkerGoneError):
+            await open_request
+        await serving
+        assert not client.alive
+        assert [type(event) for event in await answer(client, "too late")] == [Failure]
 
 
 async def test_bytes_that_are_no_frame_end_the_connection_and_not_the_test_run() -> None:

@@ -40,8 +40,11 @@ class Judged:
         return (self.route == "cloud") == (self.verdict == "right")
 
 
-def keep(connection: sqlite3.Connection, record: Record, verdict: Verdict, sight: Sight | None) -> None:
-    """Write the verdict on `record`, in the place of an earlier one; its embedding stays where there is no other."""
+def keep(connection: sqlite3.Connection, record: Record, verdict: Verdict, sight: Sight | None) -> bool:
+    """Write the verdict on `record`; whether there is an embedding with it.
+
+    In the place of an earlier verdict it leaves all else as it was written with that one, or without.
+    """
     router, score = (sight.router, sight.score) if sight else (record.router, record.score)
     if sight is None and router and "+" in router:
         router = score = None  # A corrected score says nothing about the router's own.
@@ -50,6 +53,8 @@ def keep(connection: sqlite3.Connection, record: Record, verdict: Verdict, sight
         "ON CONFLICT (id) DO UPDATE SET time = excluded.time, verdict = excluded.verdict",
         (record.id, time.time(), verdict, router, score, record.route, sight.vector if sight else None),
     )
+    held = connection.execute("SELECT embedding IS NOT NULL FROM feedback WHERE id = ?", (record.id,))
+    return bool(held.fetchone()[0])
 
 
 def all_of(path: Path) -> list[Judged]:

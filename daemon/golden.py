@@ -12,7 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from daemon.learn import ask, file_sha256, folder
+from daemon.learn import ask, folder
+from models.fetch import file_sha256
 from models.store import Store
 from routers.training.data import GOLDEN
 from routers.training.questions import recorded

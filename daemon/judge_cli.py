@@ -1,6 +1,5 @@
 """`upcall judge`: the router causal_llm, which has the local model judge prompts, fitted to a model and measured."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,12 +47,13 @@ def train(model: str | None, data: Path, out: Path | None, prompts: int | None) 
 @click.option("--cloud-share", type=click.FloatRange(0, 1), default=0.2, show_default=True)
 def calibrate(model: str | None, cloud_share: float) -> None:
     """Say which threshold of causal_llm sends a share of ordinary prompts up, if this model judges."""
+    from models.fetch import file_sha256
     from routers.causal_llm import reading
     from routers.interface import RouterError
 
     local = _local(model)
     try:
-        known = reading(local.sha256 or _sha256(Path(local.path))).calibration
+        known = reading(local.sha256 or file_sha256(Path(local.path))).calibration
     except RouterError as error:
         raise click.ClickException(str(error)) from None
     threshold = known.threshold(cloud_share)
@@ -122,8 +122,3 @@ def _local(model: str | None) -> "LlamaSettings":
     from models.store import Store
 
     return resolve.local(Local(model=model) if model else settings_or_exit(None).local, Store())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

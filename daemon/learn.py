@@ -1,6 +1,5 @@
 """Gets to know a local model: asks it public questions, and trains its second look on what came of them."""
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 import platformdirs
 import psutil
 
+from models.fetch import file_sha256
 from models.llama.quiz import Asked, Attempt, Quiz
 from routers.evaluation.second_look import Verdict
 from routers.evaluation.second_look import judge as judged
@@ -104,11 +104,6 @@ def judge(
 def first_scores(router: str, questions: Sequence[Question], encoder: Path) -> list[float]:
     loaded = load(router, encoder)
     return [float(loaded.score([question.prompt])[0]) for question in questions]
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder(model_sha256: str) -> Path:

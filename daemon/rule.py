@@ -11,8 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from daemon.learn import ask, file_sha256, first_scores, folder, to_judge
+from daemon.learn import ask, first_scores, folder, to_judge
 from daemon.learn_cli import public_questions
+from models.fetch import file_sha256
 from models.store import Store
 from routers.second_look import RULE, SHIPPED
 from routers.training.second_look import CHOICES, lessons, of_any, ship

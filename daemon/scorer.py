@@ -23,6 +23,9 @@ from models.interface import Message
 from models.store import Store, StoreError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from routers.calibration import Calibration
     from routers.causal_llm import Reading
     from routers.correction import Correction
@@ -136,11 +139,11 @@ class Scorer:
         return await self._in_thread(self._names)
 
     async def embed(self, text: str) -> Sequence[float]:
-        """A unit vector for `text`: of a long one, the mean direction of its pieces. Raises `NoEncoderError`.
-
-        One text at a time, so that prompts are scored in between.
-        """
-        return await self._in_thread(self._embed, text)
+        """A unit vector for `text`: of a long one, the mean direction of its pieces. Raises `NoEncoderError`."""
+        pieces = await self._in_thread(_pieces, text)
+        # A call for each: prompts are scored in between, and what nobody waits for any more stops.
+        vectors = [await self._in_thread(self._embed, piece) for piece in pieces]
+        return await self._in_thread(_mean_direction, pieces, vectors)
 
     @property
     def outdated(self) -> bool:
@@ -221,10 +224,8 @@ class Scorer:
 
         return sorted(ROUTERS)
 
-    def _embed(self, text: str) -> Sequence[float]:
-        import numpy as np
-
-        from routers.encoder import HEAD, TAIL, Encoder
+    def _embed(self, piece: str) -> "NDArray[np.float32]":
+        from routers.encoder import Encoder
         from routers.interface import RouterError
 
         if self._encoder is None:
@@ -232,11 +233,7 @@ class Scorer:
                 self._encoder = Encoder(self._store.path("use-multilingual"))
             except (RouterError, StoreError) as error:
                 raise NoEncoderError(str(error)) from None
-        size = HEAD + TAIL
-        pieces = [text[start : start + size] for start in range(0, len(text), size)] or [""]
-        mean = np.average(self._encoder.embed(pieces), axis=0, weights=[len(piece) + 1 for piece in pieces])
-        vector: list[float] = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32).tolist()
-        return vector
+        return self._encoder.embed([piece])
 
     def _load(self, name: str) -> "Loaded | None":
         # Imported here, in the thread, so that the gateway listens before ONNX is loaded.
@@ -309,16 +306,34 @@ def user_turns(messages: Sequence[Message]) -> list[str]:
 
 
 def _says_little(turn: str) -> bool:
+    said = turn.strip()
+    if len(said) > LITTLE_CHARACTERS:  # first, since this runs in the event loop's thread
+        return False
     # Chinese, Japanese and Thai put no blanks between words, which have about two characters.
-    words = len(re.findall(r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]+", turn))
-    words += len(re.findall(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]", turn)) // 2
-    return words <= LITTLE_WORDS and len(turn.strip()) <= LITTLE_CHARACTERS
+    words = len(re.findall(r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]+", said))
+    words += len(re.findall(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]", said)) // 2
+    return words <= LITTLE_WORDS
 
 
 def _questions(turns: Sequence[str]) -> tuple[list[str], Sequence[str]]:
     from routers.causal_llm import LABELS, question
 
     return [question(turn) for turn in turns], LABELS
+
+
+def _pieces(text: str) -> Sequence[str]:
+    from routers.encoder import HEAD, TAIL
+
+    size = HEAD + TAIL
+    return [text[start : start + size] for start in range(0, len(text), size)] or [""]
+
+
+def _mean_direction(pieces: Sequence[str], vectors: "Sequence[NDArray[np.float32]]") -> Sequence[float]:
+    import numpy as np
+
+    mean = np.average(np.concatenate(vectors), axis=0, weights=[len(piece) + 1 for piece in pieces])
+    vector: list[float] = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32).tolist()
+    return vector
 
 
 def _milliseconds(start: float) -> float:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -34,6 +35,8 @@ from models.interface import (
     TextDelta,
     ToolCallDelta,
 )
+
+log = logging.getLogger(__name__)
 
 
 class WorkerGoneError(Exception):
@@ -162,8 +165,10 @@ class WorkerClient:
             while (frame := await self._channel.receive()) is not None:
                 if frame.id in self._replies:
                     self._replies[frame.id].put_nowait(frame)
-        except ConnectionError:
-            pass
+        except ConnectionError as error:
+            log.error("the connection to the %s worker is closed: %s", self.name, error)
         finally:
+            # A worker that sent what cannot be read is there yet. Hung up on it ends, and another can take its place.
+            self._channel.hang_up()
             for replies in self._replies.values():
                 replies.put_nowait(None)

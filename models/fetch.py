@@ -101,8 +101,13 @@ def fetch_members(members: Sequence[PackageMember], part: Path, sha256: str, pro
 
 def matches(path: Path, sha256: str) -> bool:
     """Whether the whole file has this SHA-256."""
+    return file_sha256(path) == sha256
+
+
+def file_sha256(path: Path) -> str:
+    """In hexadecimal, of the whole file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def discard(part: Path) -> None:

@@ -158,7 +158,11 @@ class Channel(Generic[Sent, Received]):
         except ValueError as error:
             raise ConnectionError("the other side sent a frame that is not of the protocol") from error
 
-    async def close(self) -> None:
+    def hang_up(self) -> None:
+        """Have the other side read the end of the stream, behind what was sent."""
         self._writer.close()
+
+    async def close(self) -> None:
+        self.hang_up()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()

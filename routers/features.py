@@ -28,4 +28,5 @@ def _row(text: str) -> float:
 
 READ = 20_000
 """Characters in which choices are looked for, so that the time for a huge prompt is bounded."""
-_CHOICE = re.compile(r"^\s*\(?[A-Ja-j1-9][.):]\s+(.+)$", re.MULTILINE)
+# Not ^\s*: over blank lines that would be tried from each of them to the end of all.
+_CHOICE = re.compile(r"^[^\S\n]*\(?[A-Ja-j1-9][.):]\s+(.+)$", re.MULTILINE)

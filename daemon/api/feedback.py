@@ -1,6 +1,6 @@
 """`POST /v1/feedback`: whether a prompt was answered in the right place."""
 
-from functools import partial
+import sqlite3
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -51,8 +51,14 @@ class Feedback:
             raise ApiError(409, "Nothing was decided on this request, so that no verdict can be on it.")
         may_keep = recent.may_keep(self._settings, self._workers.standing.privacy)
         sight = self._recent.of(record.id) if may_keep else None
-        self._ledger.write(partial(keep, record=record, verdict=body.verdict, sight=sight))
+        held = False
+
+        def write(connection: sqlite3.Connection) -> None:
+            nonlocal held
+            held = keep(connection, record, body.verdict, sight)
+
+        self._ledger.write(write)
         if not await self._ledger.written(WRITE_SECONDS):
             raise ApiError(503, f"The verdict is not kept yet: {self._ledger.trouble or 'the ledger is slow'}.")
         self._recent.drop(record.id)
-        return web.json_response({"id": record.id, "verdict": body.verdict, "embedding_kept": sight is not None})
+        return web.json_response({"id": record.id, "verdict": body.verdict, "embedding_kept": held})

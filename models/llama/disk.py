@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,16 @@ class KeptState:
     tokens: Tokens
     size: int
     """Bytes of the file."""
+
+
+@dataclass(eq=False, frozen=True, slots=True)
+class HeldState:
+    """A conversation in memory."""
+
+    tokens: Tokens
+    size: int
+    """Bytes that `data` gives."""
+    data: Callable[[], NDArray[np.uint8]]
 
 
 class DiskStates:
@@ -91,6 +101,14 @@ class DiskStates:
         self._kept.append(state)
         return body[_HEAD.size + state.tokens.nbytes :]
 
+    def add_next(self, states: Sequence[HeldState]) -> bool:
+        """Write the first of `states`, the latest last, that is missing; False once all are there that can be.
+
+        Only the latest that fit into the budget together are written. Any other would make place again for those
+        after it, be missing then, and be written again: without an end.
+        """
+        return any(self.add(state.tokens, state.size, state.data) for state in self._lasting(states))
+
     def add(self, tokens: Tokens, size: int, data: Callable[[], NDArray[np.uint8]]) -> bool:
         """Write a state of about `size` bytes, unless one is there that begins so; whether it was written."""
         if self.closed or size > self._budget or any(_begins(state.tokens, tokens) for state in self._kept):
@@ -101,7 +119,7 @@ class DiskStates:
         name = hashlib.blake2b(tokens.tobytes(), key=self._key, digest_size=16).hexdigest()
         path = self._folder / (name + _SUFFIX)
         part = path.with_suffix(_PART)
-        size = sum(part.nbytes for part in parts) + _DIGEST_BYTES
+        size = _file_size(len(tokens), content.nbytes)
         try:
             for old in [state for state in self._kept if _begins(tokens, state.tokens)]:
                 self._drop(old)
@@ -125,6 +143,16 @@ class DiskStates:
         deleted, self._kept = len(there) < len(self._kept), there
         return deleted
 
+    def _lasting(self, states: Sequence[HeldState]) -> list[HeldState]:
+        """Those of `states` that would be left if all were written one after the other."""
+        left, latest = self._budget, list[HeldState]()
+        for state in reversed(states):
+            size = _file_size(len(state.tokens), state.size)
+            if size <= left and not any(_begins(later.tokens, state.tokens) for later in latest):
+                left -= size
+                latest.append(state)
+        return latest[::-1]
+
     def _drop(self, state: KeptState) -> None:
         self._kept.remove(state)
         state.path.unlink(missing_ok=True)
@@ -142,7 +170,7 @@ class DiskStates:
             size = path.stat().st_size
             if (magic, key) != (_MAGIC, self._key) or count > _LONGEST:
                 return None
-            if size != _HEAD.size + 4 * count + length + _DIGEST_BYTES:
+            if size != _file_size(count, length):
                 return None
             return KeptState(path, np.frombuffer(file.read(4 * count), "<i4").astype(np.int32), size)
 
@@ -152,6 +180,10 @@ def engine_key(settings: LlamaSettings) -> bytes:
     status = os.stat(settings.path)
     facts = [settings.sha256, status.st_size, status.st_mtime_ns, settings.kv_type, version]
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).digest()
+
+
+def _file_size(tokens: int, state: int) -> int:
+    return _HEAD.size + 4 * tokens + state + _DIGEST_BYTES
 
 
 def _begins(longer: Tokens, tokens: Tokens) -> bool:

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_LEAST_LOGPROB = -9999.0
+"""In the place of less, as in OpenAI's answers: JSON has no infinity."""
+
 
 class Distribution:
     """The softmax of `row`, float32 of shape `(n_vocab,)`, which must stay as it is while this is used.
@@ -31,7 +34,11 @@ class Distribution:
         """In nats."""
         powers, total = self._powers
         # Not a product of BLAS, which would wake threads of its own beside llama.cpp's.
-        return self._log_total - float(np.einsum("i,i", powers, self._row)) / total
+        weighed = float(np.einsum("i,i", powers, self._row))
+        if math.isnan(weighed):  # 0 times -inf, of tokens that the model rules out
+            possible = powers > 0
+            weighed = float(np.einsum("i,i", powers[possible], self._row[possible]))
+        return self._log_total - weighed / total
 
     @property
     def margin(self) -> float:
@@ -44,8 +51,8 @@ class Distribution:
         return float(first - second) / total
 
     def logprob(self, token: int) -> float:
-        """Natural logarithm of the token's probability."""
-        return float(self._row[token]) - self._log_total
+        """Natural logarithm of the token's probability; finite also where the model rules the token out."""
+        return max(float(self._row[token]) - self._log_total, _LEAST_LOGPROB)
 
     def top(self, count: int) -> list[int]:
         """The likeliest tokens, likeliest first."""

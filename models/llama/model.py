@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import hashlib
 import logging
 import math
 import threading
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from models.fetch import file_sha256
 from models.interface import (
     ChatRequest,
     Event,
@@ -22,6 +22,7 @@ from models.interface import (
     Labelled,
     ModelStatus,
     Progress,
+    PromptRead,
     TextDelta,
     Usage,
 )
@@ -77,6 +78,7 @@ class LlamaModel:
                 yield event
             prepared = functools.partial(_Loaded.prepare, request=request, outbox=outbox, settings=self._settings)
             engine, tasks = await self._submit(prepared)
+            yield PromptRead(len(tasks[0].prompt))
             names = frozenset(map(tool_name, offered_tools(request)))
             readers = [ToolCallReader(task.choice, names) for task in tasks] if names else []
             ended: list[Ended] = []
@@ -208,7 +210,7 @@ class LlamaModel:
         if self._settings.sha256:
             return self._settings.sha256
         if self._hashing is None:
-            self._hashing = asyncio.create_task(asyncio.to_thread(_sha256_of, self._settings.path))
+            self._hashing = asyncio.create_task(asyncio.to_thread(file_sha256, Path(self._settings.path)))
         # Whoever gives up waiting leaves it for the next one.
         return await asyncio.shield(self._hashing)
 
@@ -332,8 +334,3 @@ class _Loaded:
             if self.freed:
                 raise RefusedError(FailureCode.UNAVAILABLE, "The local model was freed at this moment: try again.", 1)
             yield
-
-
-def _sha256_of(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.llama.context import Context
-from models.llama.disk import DiskStates, Tokens
+from models.llama.disk import DiskStates, HeldState, Tokens
 
 _WORTH_WAITING = 32
 """Tokens that another way to a prefix must save before its cost (a restored state, waiting for another prompt) pays."""
@@ -79,6 +79,7 @@ class SlotPool:
         # A conversation that goes on continues in its slot. One that only begins alike is left alone and shared from.
         goes_on = source in idle and 2 * reusable >= source.length
         target = source if goes_on else min(idle, key=lambda slot: (slot is source, slot.length > 0, slot.used))
+        self._hand_over(target)
         if not goes_on:
             self._save(target)
         if target is source:
@@ -140,14 +141,13 @@ class SlotPool:
         if self._disk is None or self._disk.closed:
             return False
         self._forget_deleted()
-        for tokens, data in self._saved.states():
-            if self._disk.add(tokens, data.nbytes, partial(np.asarray, data)):
-                return True
-        return any(
-            slot.length > _WORTH_WAITING
-            and self._disk.add(slot.held, self._context.state_size(slot.index), partial(self._context.save, slot.index))
+        saved = [HeldState(tokens, data.nbytes, partial(np.asarray, data)) for tokens, data in self._saved.states()]
+        held = [
+            HeldState(slot.held, self._context.state_size(slot.index), partial(self._context.save, slot.index))
             for slot in sorted(self._slots, key=lambda slot: slot.used)
-        )
+            if slot.length > _WORTH_WAITING
+        ]
+        return self._disk.add_next([*saved, *held])
 
     def forget(self) -> None:
         """Nothing in the context is valid any more."""
@@ -172,6 +172,15 @@ class SlotPool:
             self._context.cut(slot.index, 0)
             length = 0
         slot.length = length
+
+    def _hand_over(self, leader: Slot) -> None:
+        """Give those who wait for an idle slot what they wait for, before it serves another request.
+
+        To wait on for that other one would be wrong, and without an end where it comes to wait for them.
+        """
+        for slot in self._slots:
+            if slot.leader is leader:
+                self.follow(slot)
 
     def _save(self, slot: Slot) -> bool:
         """Whether all that is worth keeping of the slot is now in memory."""

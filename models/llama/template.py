@@ -82,20 +82,25 @@ class Llama31:
 
 @dataclass(frozen=True, slots=True)
 class Gemma:
-    """Gemma's two-party turns; what the system says opens the first turn of the user."""
+    """Gemma's two-party turns; what the system says opens the user's next turn, or ends the last where none follows."""
 
     calls: CallForm = CallForm.TAGGED
 
     def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
-        parts, system = ["<bos>"], ""
+        turns, system = list[tuple[str, str]](), list[str]()
         for role, text in _turns(messages, tools, ""):
             if role == "system":
-                system += text + "\n\n"
-                continue
-            parts.append(f"<start_of_turn>{'model' if role == 'assistant' else role}\n{system}{text.strip()}")
-            parts.append("<end_of_turn>\n")
-            system = ""
-        return "".join([*parts, "<start_of_turn>model\n"])
+                system.append(text)
+            elif role == "user":
+                turns.append(("user", "\n\n".join([*system, text.strip()])))
+                system = []
+            else:
+                turns.append(("model", text.strip()))
+        if system:
+            asked = [turns.pop()[1]] if turns and turns[-1][0] == "user" else []
+            turns.append(("user", "\n\n".join([*asked, *system])))
+        said = "".join(f"<start_of_turn>{role}\n{text}<end_of_turn>\n" for role, text in turns)
+        return f"<bos>{said}<start_of_turn>model\n"
 
 
 def choose_template(metadata: Mapping[str, str], vocabulary: Vocabulary, *, trusted: bool) -> Template:

@@ -67,9 +67,10 @@ def interval(
         samples["apgr"].append(drawn.apgr)
         for level in LEVELS:
             samples[f"cpt{level * 100:.0f}"].append(drawn.cpt(level))
-    return {name: _percentiles(values) for name, values in samples.items()}
+    return {name: percentiles(values) for name, values in samples.items()}
 
 
-def _percentiles(values: list[float]) -> tuple[float, float]:
+def percentiles(values: list[float]) -> tuple[float, float]:
+    """Between which 95 % of `values` lie."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -12,7 +12,7 @@ from rich.progress import track
 
 from routers.causal_llm import Judge
 from routers.evaluation.benchmarks import BENCHMARKS, Benchmark
-from routers.evaluation.metrics import LEVELS, Curve, curve, interval
+from routers.evaluation.metrics import LEVELS, Curve, curve, interval, percentiles
 from routers.interface import Router
 from routers.registry import load
 
@@ -128,13 +128,8 @@ def _random(benchmark: Benchmark, runs: int = 400) -> Result:
     mean = Curve(curves[0].share, np.mean([each.quality for each in curves], axis=0), curves[0].weak, curves[0].strong)
     values = {"apgr": [each.apgr for each in curves]}
     values |= {f"cpt{level * 100:.0f}": [each.cpt(level) for each in curves] for level in LEVELS}
-    intervals = {key: _percentiles(value) for key, value in values.items()}
+    intervals = {key: percentiles(value) for key, value in values.items()}
     return _as_result(benchmark, "random", "", mean, intervals)
-
-
-def _percentiles(values: list[float]) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _as_result(

@@ -1,5 +1,6 @@
 """Prompts that go up: to emulators of the providers' own APIs, and back to this machine where the cloud fails."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.conftest import Require
 from tests.daemon.conftest import Escalating
 from tests.daemon.harness import Daemon, client, wait_until
 from tests.emulators.servers import KEY, Emulator
+from tests.emulators.upstream import Call, Upstream, chunk
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 STORY: Any = [{"role": "user", "content": "Tell a very long story about a ship."}]
@@ -66,6 +68,48 @@ def test_tool_calls_come_back_from_the_cloud(escalating: Escalating, aimock: Emu
     assert calls
     assert [call.function.arguments for call in calls] == ['{"city":"Oslo"}', '{"city":"Bergen"}']
     assert answer.parse().choices[0].finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        {"tools": [{"type": "custom", "custom": {"name": "f"}}]},
+        {"tools": [{"type": "web_search"}]},
+        {"functions": [{"name": "f", "parameters": {}}]},
+    ],
+)
+async def test_tools_that_no_local_model_can_be_shown_go_up_as_they_are(
+    escalating: Escalating, upstream: Upstream, tools: dict[str, Any]
+) -> None:
+    daemon = escalating(upstream.base_url("openai"))
+    asked = client(daemon).chat.completions.with_raw_response.create
+    answered = await asyncio.to_thread(asked, model="auto", messages=HELLO, extra_body=tools)
+
+    assert answered.headers["x-upcall-reason"] == "tools"
+    assert upstream.calls[0].body.items() >= tools.items()
+
+
+async def test_what_a_dialect_says_beside_the_words_reaches_its_client_whole_and_streamed(
+    escalating: Escalating, upstream: Upstream
+) -> None:
+    signed = {"google": {"thought_signature": "c2ln"}}
+    called = {"index": 0, "id": "c1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+
+    async def think(call: Call) -> None:
+        thoughts = chunk({"reasoning_content": "H"}), chunk({"reasoning_content": "m."})
+        calls = chunk({"tool_calls": [{**called, "extra_content": signed}]})
+        await call.send(*thoughts, chunk({"content": "Four."}), calls, chunk({}, finish_reason="tool_calls"), "[DONE]")
+
+    upstream.script = think
+    asking = openai.AsyncOpenAI(base_url=f"{escalating(upstream.base_url('openai')).url}/v1", api_key="none")
+    asked: Any = {"model": "cloud", "messages": HELLO}
+    whole = (await asking.chat.completions.create(**asked)).choices[0].message
+    deltas = [part.choices[0].delta async for part in await asking.chat.completions.create(**asked, stream=True)]
+
+    assert (whole.content, whole.reasoning_content) == ("Four.", "Hm.")
+    assert [call.extra_content for call in whole.tool_calls or ()] == [signed]
+    assert "".join(getattr(delta, "reasoning_content", "") for delta in deltas) == "Hm."
+    assert [call.extra_content for delta in deltas for call in delta.tool_calls or ()] == [signed]
 
 
 def test_a_cloud_that_is_down_is_answered_for_by_the_local_model(escalating: Escalating) -> None:

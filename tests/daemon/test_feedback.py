@@ -78,7 +78,8 @@ def test_an_embedding_is_written_with_a_verdict_alone_and_its_bytes_are_gone_onc
     assert "verdict  wrong" in daemon.cli("why", id).stdout
     assert PROMPT.encode() not in b"".join(p.read_bytes() for p in state(daemon.environment).rglob("*") if p.is_file())
 
-    assert judge(daemon, "last", "right")["verdict"] == "right"
+    # Held with the first verdict, it stays with the second.
+    assert judge(daemon, "last", "right") == {"id": id, "verdict": "right", "embedding_kept": True}
     [kept] = feedback.all_of(state(daemon.environment) / "ledger.db")
     assert (kept.id, kept.verdict, kept.score) == (id, "right", pytest.approx(before["score"]))
     assert kept.vector is not None
@@ -139,8 +140,9 @@ def test_a_mistake_in_a_verdict_is_an_error_that_says_what_to_send(
 
 def test_the_commands_give_list_and_forget_verdicts(upcall: Daemon) -> None:
     id = ask(upcall)
-    assert upcall.cli("feedback", "right", "last").stdout.startswith(f"{id[:8]} was right; kept with")
-    assert upcall.cli("feedback", "wrong", id).stdout.startswith(f"{id[:8]} was wrong; kept")
+    with_it = "kept with the prompt's embedding\n"
+    assert upcall.cli("feedback", "right", "last").stdout == f"{id[:8]} was right; {with_it}"
+    assert upcall.cli("feedback", "wrong", id).stdout == f"{id[:8]} was wrong; {with_it}"
     listed = [json.loads(line) for line in upcall.cli("feedback", "list", "--json").stdout.splitlines()]
     assert [(each["id"], each["verdict"], each["embedding_kept"]) for each in listed] == [(id, "wrong", True)]
     assert upcall.cli("feedback", "list").stdout.startswith(id[:8])

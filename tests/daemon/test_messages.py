@@ -7,13 +7,12 @@ from typing import Any
 
 import aiohttp
 import anthropic
-import openai
 import pytest
 import pytest_asyncio
 
 from tests.daemon.harness import Daemon, running_daemon, wait_until
 from tests.emulators.servers import KEY
-from tests.emulators.upstream import Call, Upstream, answer, chunk, serving
+from tests.emulators.upstream import Call, Upstream, answer, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -219,47 +218,6 @@ async def test_anthropics_own_tools_go_up_and_are_kept_from_another_cloud(
     assert beside["tool_choice"] == "auto"
 
 
-@pytest.mark.parametrize(
-    "tools",
-    [
-        {"tools": [{"type": "custom", "custom": {"name": "f"}}]},
-        {"tools": [{"type": "web_search"}]},
-        {"functions": [{"name": "f", "parameters": {}}]},
-    ],
-)
-async def test_what_no_local_model_can_be_shown_goes_up_as_it_is(
-    with_openai: Daemon, upstream: Upstream, tools: dict[str, Any]
-) -> None:
-    hello = {"model": "auto", "messages": [{"role": "user", "content": "hello"}]}
-    _, _, headers = await post(with_openai, "/v1/chat/completions", {**hello, **tools})
-
-    assert headers["x-upcall-reason"] == "tools"
-    assert upstream.calls[0].body.items() >= tools.items()
-
-
-async def test_what_a_dialect_says_beside_the_words_reaches_its_client_whole_and_streamed(
-    with_openai: Daemon, upstream: Upstream
-) -> None:
-    signed = {"google": {"thought_signature": "c2ln"}}
-    called = {"index": 0, "id": "c1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
-
-    async def think(call: Call) -> None:
-        thoughts = chunk({"reasoning_content": "H"}), chunk({"reasoning_content": "m."})
-        calls = chunk({"tool_calls": [{**called, "extra_content": signed}]})
-        await call.send(*thoughts, chunk({"content": "Four."}), calls, chunk({}, finish_reason="tool_calls"), "[DONE]")
-
-    upstream.script = think
-    client = openai.AsyncOpenAI(base_url=f"{with_openai.url}/v1", api_key="none", max_retries=0)
-    asked: Any = {"model": "cloud", "messages": [{"role": "user", "content": "hello"}]}
-    whole = (await client.chat.completions.create(**asked)).choices[0].message
-    deltas = [part.choices[0].delta async for part in await client.chat.completions.create(**asked, stream=True)]
-
-    assert (whole.content, whole.reasoning_content) == ("Four.", "Hm.")  # type: ignore[attr-defined]
-    assert [call.extra_content for call in whole.tool_calls or ()] == [signed]  # type: ignore[union-attr]
-    assert "".join(getattr(delta, "reasoning_content", "") for delta in deltas) == "Hm."
-    assert [call.extra_content for delta in deltas for call in delta.tool_calls or ()] == [signed]  # type: ignore[attr-defined]
-
-
 async def test_a_stream_says_first_what_the_prompt_comes_to(with_anthropic: Daemon, upstream: Upstream) -> None:
     upstream.script = _think
     client = anthropic.AsyncAnthropic(base_url=with_anthropic.url, api_key="none", max_retries=0)
@@ -267,6 +225,15 @@ async def test_a_stream_says_first_what_the_prompt_comes_to(with_anthropic: Daem
         [begin] = [event.message.usage async for event in stream if event.type == "message_start"]
 
     assert (begin.input_tokens, begin.cache_read_input_tokens, begin.output_tokens) == (27, 100, 0)
+
+
+async def test_a_stream_of_the_local_model_says_so_too(upcall: Daemon) -> None:
+    client = anthropic.AsyncAnthropic(base_url=upcall.url, api_key="none", max_retries=0)
+    async with client.messages.stream(**_hello("local")) as stream:
+        [begin] = [event.message.usage async for event in stream if event.type == "message_start"]
+        whole = (await stream.get_final_message()).usage
+
+    assert begin.input_tokens == whole.input_tokens + (whole.cache_read_input_tokens or 0) > 5
 
 
 async def test_a_cut_stream_ends_in_anthropics_error_event(with_anthropic: Daemon, upstream: Upstream) -> None:

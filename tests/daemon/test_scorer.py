@@ -5,13 +5,16 @@ import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from daemon.config import Routing
 from daemon.scorer import Scorer, UnknownRouterError, user_turns
 from models.store import Store
+from routers.encoder import HEAD, TAIL, Encoder
 from tests.conftest import Require
 
 SCORE_ONE = """
@@ -66,6 +69,42 @@ async def test_the_loop_runs_on_while_a_prompt_is_scored(scorer: Scorer) -> None
         turns += 1
 
     assert turns > 10
+
+
+LONG = "word " * 60_000
+PIECE = HEAD + TAIL
+
+
+async def test_prompts_are_scored_while_a_long_text_is_embedded(scorer: Scorer) -> None:
+    await scorer.load()
+    await scorer.embed("and the encoder is loaded")
+    embedding = asyncio.create_task(scorer.embed(LONG))
+    await asyncio.sleep(0)
+    assert (await scorer.look([{"role": "user", "content": "Is there a largest prime?"}])).score is not None
+    assert not embedding.done()
+    embedding.cancel()
+
+
+async def test_embedding_stops_once_nobody_waits_for_it(scorer: Scorer) -> None:
+    await scorer.embed("and the encoder is loaded")
+    start = time.perf_counter()
+    await scorer.embed(LONG[:PIECE])
+    whole = (time.perf_counter() - start) * len(LONG) / PIECE
+
+    embedding = asyncio.create_task(scorer.embed(LONG))
+    await asyncio.sleep(whole / 50)
+    embedding.cancel()
+    start = time.perf_counter()
+    scorer.close()
+    assert time.perf_counter() - start < whole / 4
+
+
+async def test_a_long_text_has_the_mean_direction_of_its_pieces(scorer: Scorer, use_encoder: Path) -> None:
+    text = "Why is the sky blue? " * 200 + "Integrate x squared. " * 200
+    pieces = [text[:PIECE], text[PIECE : 2 * PIECE], text[2 * PIECE :]]
+    mean = np.average(Encoder(use_encoder).embed(pieces), axis=0, weights=[len(piece) + 1 for piece in pieces])
+
+    assert await scorer.embed(text) == pytest.approx((mean / np.linalg.norm(mean)).tolist(), abs=1e-6)
 
 
 async def test_system_and_assistant_messages_are_not_scored(scorer: Scorer) -> None:
@@ -133,6 +172,17 @@ def test_a_follow_up_that_says_nothing_of_its_own_is_not_scored(followup: str) -
 )
 def test_a_follow_up_with_a_question_of_its_own_is_scored(followup: str) -> None:
     assert user_turns([{"role": "user", "content": text} for text in (FIRST, followup)]) == [FIRST, followup]
+
+
+@pytest.mark.parametrize("followup", ["word" + " word" * 200_000, "定" * 1_000_000])
+def test_a_huge_follow_up_is_not_taken_apart_where_its_length_tells(followup: str) -> None:
+    messages = [{"role": "user", "content": text} for text in (FIRST, followup)]
+    tracemalloc.start()
+    try:
+        user_turns(messages)
+        assert tracemalloc.get_traced_memory()[1] < 100_000  # a list of its words takes ten megabytes
+    finally:
+        tracemalloc.stop()
 
 
 async def test_knn_names_the_known_prompts_that_its_score_was_read_off(scorer: Scorer) -> None:

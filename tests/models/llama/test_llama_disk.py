@@ -93,6 +93,16 @@ async def test_what_somebody_deletes_is_forgotten_in_memory_too(
     await model.close()
 
 
+@pytest.mark.asyncio(loop_scope="session")
+async def test_conversations_beyond_the_budget_do_not_keep_the_model_from_closing(kept: LlamaSettings) -> None:
+    model = LlamaModel(dataclasses.replace(kept, disk_bytes=3 << 20))
+    for animal in ("fox", "cat"):
+        assert (await ask(model, QUESTION.replace("fox", animal), max_tokens=2)).usage.prompt_tokens > 80
+    async with asyncio.timeout(60):
+        await model.close()
+    assert len(files(kept)) == 1
+
+
 KEY = b"k" * 16
 
 

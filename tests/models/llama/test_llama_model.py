@@ -134,7 +134,13 @@ async def test_closing_the_answer_stops_a_running_prefill(model: LlamaModel) -> 
     await ask(model, "word " * 300, max_tokens=1)  # loads the model and lets it measure itself
     whole_prompt_seconds = len(LONG_PROMPT.split()) / model._ready().engine._prompt_rate
     events = model.chat(ChatRequest(messages=[{"role": "user", "content": LONG_PROMPT}], max_tokens=4))
-    waiting = asyncio.create_task(anext(events))
+
+    async def first_word() -> None:
+        async for event in events:
+            if isinstance(event, TextDelta):
+                return
+
+    waiting = asyncio.create_task(first_word())
     await asyncio.sleep(whole_prompt_seconds / 10)
     assert not waiting.done()
     waiting.cancel()

@@ -9,8 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from daemon.keys import NAME
-from daemon.logs import SECRET
+from daemon.keys import checked_name
 
 
 class ConfigError(Exception):
@@ -21,22 +20,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True)
 
 
-_UNBROKEN = re.compile(r"(?=[A-Za-z]*[0-9])[A-Za-z0-9]{20,}")
-"""Letters and digits as in keys that have no prefix of their own; nobody calls anything so."""
-
-
-def _names_a_key(name: str) -> str:
-    # The error does not repeat it: a name is shown to everybody, and this may be what it should have been the name of.
-    secret = (SECRET.search(name) and re.search("[0-9]", name)) or _UNBROKEN.search(name)
-    if not NAME.fullmatch(name) or secret:
-        raise ValueError(
-            "this is no name of a key, or looks like a key itself: `upcall key set NAME` stores the key, and only NAME "
-            "(letters, digits, dots, dashes and underscores) belongs here"
-        )
-    return name
-
-
-KeyName: TypeAlias = Annotated[str, AfterValidator(_names_a_key)]
+KeyName: TypeAlias = Annotated[str, AfterValidator(checked_name)]
 
 
 def _is_loopback(host: str) -> bool:

@@ -16,6 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from daemon.logs import SECRET
+
 if TYPE_CHECKING:
     from keyring.backend import KeyringBackend
 
@@ -26,8 +28,9 @@ SERVER_TOKEN: Final = "server"  # noqa: S105 - a name, not a secret
 
 _ATTRIBUTES: Final = {"service": SERVICE, "application": "upcall"}
 _DEFAULT_COLLECTION: Final = "/org/freedesktop/secrets/aliases/default"
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""What a key may be called, as a whole."""
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_UNBROKEN: Final = re.compile(r"(?=[A-Za-z]*[0-9])[A-Za-z0-9]{20,}")
+"""Letters and digits as in keys that have no prefix of their own; nobody calls anything so."""
 
 # All of these keep secrets encrypted behind the user's login. KWallet answers as a Secret Service since 5.97.
 _TRUSTED_BACKENDS: Final = {
@@ -117,6 +120,17 @@ def where(name: str, timeout: float = 5.0) -> str:
     return _ask(_Order("where", name), timeout).detail
 
 
+def checked_name(name: str) -> str:
+    """`name`. Raises ValueError for what is no name of a key, or looks like a key, without repeating it."""
+    secret = (SECRET.search(name) and re.search("[0-9]", name)) or _UNBROKEN.search(name)
+    if not _NAME.fullmatch(name) or secret:
+        raise ValueError(
+            "this is no name of a key, or looks like a key itself: `upcall key set NAME` stores the key, and only NAME "
+            "(letters, digits, dots, dashes and underscores) belongs here"
+        )
+    return name
+
+
 def set(name: str, secret: str, timeout: float = 5.0, *, prompt: bool = False) -> None:
     """Store the key in the keyring, in place of one stored before. Raises KeyUnavailable, ValueError for an empty key.
 
@@ -133,7 +147,7 @@ def remove(name: str, timeout: float = 5.0, *, prompt: bool = False) -> None:
 
 
 def _credential(name: str) -> Path | None:
-    if not NAME.fullmatch(name):
+    if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no key name: use letters, digits, dots, dashes and underscores.")
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     path = Path(folder, name) if folder else None
@@ -141,7 +155,7 @@ def _credential(name: str) -> Path | None:
 
 
 def _ask(order: _Order, timeout: float) -> _Report:
-    if not NAME.fullmatch(order.name):
+    if not _NAME.fullmatch(order.name):
         raise ValueError(f"{order.name!r} is no key name: use letters, digits, dots, dashes and underscores.")
     message = json.dumps([order.action, order.name, order.secret, order.prompt])
     try:

@@ -25,6 +25,8 @@ def key_set(name: str) -> None:
     """Store the key NAME (such as openai), read from a prompt or standard input, never from the command line."""
     from daemon import keys
 
+    with _key_errors():
+        keys.checked_name(name)
     secret = click.prompt(f"API key for {name}", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()
     if not secret.strip():
         raise click.ClickException("no key was given; type it at the prompt, or pipe it in")

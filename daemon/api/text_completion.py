@@ -19,9 +19,9 @@ from daemon.dispatcher import Dispatcher
 from models.interface import ChatRequest, Event, Finish, TextDelta
 
 DEFAULT_MAX_TOKENS = 16
+"""OpenAI's, for this endpoint alone."""
 MOST = 128
 """Prompts in one request: they are answered one after the other, and all answers wait for the last."""
-"""OpenAI's, for this endpoint alone."""
 
 
 class CompletionBody(BaseModel):

@@ -42,7 +42,7 @@ class Answer:
             long = (by_age and by_age.ephemeral_1h_input_tokens) or 0
             prompt = chunk.usage.prompt_tokens
             # xAI counts what it reasons in the total alone, and bills it as answer.
-            completion = max(chunk.usage.completion_tokens, chunk.usage.total_tokens - prompt)
+            completion = max(chunk.usage.completion_tokens, (chunk.usage.total_tokens or 0) - prompt)
             self._usage = Usage(prompt, completion, cached, max(written - long, 0), long)
         for choice in chunk.choices:
             delta = choice.delta

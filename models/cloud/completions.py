@@ -38,13 +38,13 @@ class Delta:
     content: str | None = None
     refusal: str | None = None
     tool_calls: Sequence[Call] | None = None
-    # Not OpenAI's own, or no longer; what asks for them does so by fields that upcall passes on unread.
-    reasoning_content: str | None = None
-    reasoning: str | None = None
+    # Of whatever shape: these pass unread.
+    reasoning_content: Any = None
+    reasoning: Any = None
     extra_content: Any = None
-    annotations: Sequence[Any] | None = None
-    audio: Mapping[str, Any] | None = None
-    function_call: Mapping[str, Any] | None = None
+    annotations: Any = None
+    audio: Any = None
+    function_call: Any = None
 
 
 BESIDE: Final = ("reasoning_content", "reasoning", "extra_content", "annotations", "audio", "function_call")
@@ -79,7 +79,7 @@ class PromptTokens:
 class Counted:
     prompt_tokens: int
     completion_tokens: int
-    total_tokens: int = 0
+    total_tokens: int | None = None
     prompt_tokens_details: PromptTokens | None = None
 
 

@@ -54,7 +54,11 @@ MISTAKES = {
     "judge evaluate": ["judge evaluate: 2 Missing option '--data'", "judge evaluate --sample 3: 2 x>=20"],
     "judge train": ["judge train: 2 Missing option '--data'", "judge train --prompts 3: 2 x>=20"],
     "key rm": ["key rm ../x: 1 key name", "key rm: 2 Missing argument"],
-    "key set": ["key set openai: 1 no key was given", "key set: 2 Missing argument"],
+    "key set": [
+        "key set openai: 1 no key was given",
+        "key set sk-ant-api03-abcdefghijklmnop: 1 looks like a key itself",
+        "key set: 2 Missing argument",
+    ],
     "key test": ["key test --config {misspelt}: 2 did you mean", "key test --config /n.toml: 2 no such file"],
     "key where": ["key where ../x: 1 key name", "key where: 2 Missing argument"],
     "learn-model": ["learn-model x: 1 no model is called", "learn-model x --questions 3: 2 x>=200"],

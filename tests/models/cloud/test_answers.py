@@ -238,6 +238,20 @@ async def test_what_dialects_of_the_format_say_beside_the_words_comes_along(clou
     assert called == ToolCallDelta(0, "{}", "c1", "now", beside={"extra_content": signed})
 
 
+async def test_nothing_beside_the_words_makes_an_answer_unreadable(cloud: Cloud, upstream: Upstream) -> None:
+    odd: dict[str, object] = {"reasoning": {"steps": [1]}, "annotations": "none", "audio": 5, "function_call": [None]}
+
+    async def script(call: Call) -> None:
+        usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": None}
+        await call.send(
+            chunk({"content": "x", **odd}), chunk({}, finish_reason="stop"), {**chunk(), "choices": [], "usage": usage}
+        )
+
+    upstream.script = script
+    said, *_, counted = await events(cloud("openai", upstream.base_url("openai")), ask("hello"))
+    assert (said, counted) == (TextDelta("x", beside=odd), Usage(1, 2))
+
+
 async def test_tokens_that_only_the_total_counts_are_paid_for(cloud: Cloud, upstream: Upstream) -> None:
     async def script(call: Call) -> None:
         usage = {"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135}

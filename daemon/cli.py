@@ -1,5 +1,6 @@
 """The command line. Every command imports what it needs when it runs, so that `upcall --help` answers at once."""
 
+import io
 import sys
 from pathlib import Path
 
@@ -30,6 +31,10 @@ def cli() -> None:
 
 def main() -> None:
     """The console script: every expected failure is one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        # An answer may have characters that the terminal's encoding lacks.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         cli()
     except Exception as error:
@@ -100,7 +105,7 @@ def privacy(switch: str, config: Path | None) -> None:
     local.cache_on_disk has kept of conversations."""
     from daemon import kept
     from daemon import privacy as state
-    from daemon.client import DaemonError, NotRunning, call
+    from daemon.client import DaemonError, NotRunning, StrangerError, TokenUnreadable, call
 
     settings = settings_or_exit(config)
     if switch == "forget":
@@ -111,21 +116,21 @@ def privacy(switch: str, config: Path | None) -> None:
             answer = call(settings.server, "PUT", "/upcall/privacy", {"on": switch == "on"})
             if detail := answer.get("detail"):
                 click.echo(f"upcall: {detail}", err=True)
-        except NotRunning:
+        except (NotRunning, TokenUnreadable) as error:
             if switch == "off" and settings.privacy.mode:
                 raise click.ClickException("privacy.mode is set in config.toml; unset it there") from None
             state.remember(switch == "on")
-            where = settings.server.socket or f"{settings.server.host}:{settings.server.port}"
             click.echo(
-                f"upcall: no daemon was reached at {where}: the switch holds for the next start, and for daemons that "
-                "run elsewhere within seconds",
+                f"upcall: {error}. The switch holds for the next start, and within seconds for a daemon that runs",
                 err=True,
             )
+            if isinstance(error, StrangerError):
+                sys.exit(1)
         except DaemonError as error:
             raise click.ClickException(str(error)) from None
     try:
         on = bool(call(settings.server, "GET", "/healthz")["privacy"])
-    except NotRunning:
+    except (NotRunning, TokenUnreadable):
         on = state.is_on(settings)
     click.echo(f"privacy mode is {'on' if on else 'off'}")
 

@@ -23,6 +23,14 @@ class NotRunning(DaemonError):  # noqa: N818 - a state of the daemon, not a faul
     """No upcall answers at the daemon's address."""
 
 
+class StrangerError(NotRunning):
+    """Something else answers there, or an upcall of a version before this one's header."""
+
+
+class TokenUnreadable(DaemonError):  # noqa: N818 - as above
+    """The daemon asks for a token that cannot be read here."""
+
+
 def call(
     server: Server,
     method: str,
@@ -31,7 +39,7 @@ def call(
     headers: Mapping[str, str] | None = None,
     timeout: float = SECONDS,
 ) -> dict[str, Any]:
-    """One request to the daemon that `server` describes. Raises `NotRunning`, `DaemonError` and `KeyUnavailable`."""
+    """One request to the daemon that `server` describes. Raises `DaemonError` and its kinds."""
     with _request(server, method, path, body, headers, timeout) as response:
         answer: dict[str, Any] = json.loads(response.read())
         return answer
@@ -42,12 +50,16 @@ def stream(
 ) -> Iterator[dict[str, Any]]:
     """The JSON objects of a stream of server-sent events, as they come. Raises as `call` does."""
     with _request(server, "POST", path, body, headers, timeout=None) as response:
+        whole = False
         for line in response:
+            whole = whole or line.startswith(b"data: [DONE]")
             if line.startswith(b"data: {"):
                 item: dict[str, Any] = json.loads(line.removeprefix(b"data: "))
                 if "error" in item:
                     raise DaemonError(item["error"]["message"])
                 yield item
+        if not whole:
+            raise DaemonError("the answer was cut off: upcall ended or was restarted; ask again")
 
 
 @contextmanager
@@ -65,7 +77,10 @@ def _request(
         connection.request(method, path, None if body is None else json.dumps(body).encode(), sent)
         response = connection.getresponse()
         if response.headers.get("Server") != SERVER:
-            raise NotRunning(f"something that is not upcall answers at {connection.where}: stop it, or set server.port")
+            raise StrangerError(
+                f"something that is not this upcall answers at {connection.where}: stop it, or set server.port; an "
+                "upcall that ran before an upgrade must be started again"
+            )
         if response.status >= HTTPStatus.BAD_REQUEST:
             raise DaemonError(json.loads(response.read())["error"]["message"])
         yield response
@@ -96,6 +111,9 @@ class _Connection(http.client.HTTPConnection):
 def _authorization(server: Server) -> dict[str, str]:
     if not server.token:
         return {}
-    from daemon.keys import SERVER_TOKEN, find
+    from daemon.keys import SERVER_TOKEN, KeyUnavailable, find
 
-    return {"Authorization": f"Bearer {find(SERVER_TOKEN)}"}
+    try:
+        return {"Authorization": f"Bearer {find(SERVER_TOKEN)}"}
+    except KeyUnavailable as error:
+        raise TokenUnreadable(f"the daemon cannot be asked: {error}") from None

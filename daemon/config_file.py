@@ -12,7 +12,13 @@ from typing import Any, get_args, get_origin
 
 import platformdirs
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from daemon.config import ConfigError, Settings
 
@@ -47,6 +53,12 @@ def load(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Se
     mistakes = list(_unknown_environment())
     try:
         settings = Settings.model_validate(Sources(**(flags or {})).model_dump())
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path or default_path()}: not UTF-8; save it in that encoding") from None
+    except SettingsError as error:
+        raise ConfigError(f"{error}: lists and tables in the environment are JSON, such as '[\"a\"]'") from None
+    except OSError as error:
+        raise ConfigError(f"{path or default_path()}: cannot be read ({error.strerror})") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path or default_path()}: not valid TOML: {error}") from None
     except ValidationError as error:

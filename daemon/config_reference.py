@@ -13,8 +13,9 @@ TOP = """\
 
 Settings come from `~/.config/upcall/config.toml` (`upcall serve --config FILE` names another), then from the
 environment, then from the flags of `upcall serve`; the later wins. Every key below can be an environment variable:
-`UPCALL_`, the section, two underscores, the key, as in `UPCALL_ROUTING__CLOUD_SHARE=0.1`. No key needs to be set. A
-key that does not exist is an error that names the nearest one.
+`UPCALL_`, the section, two underscores, the key, as in `UPCALL_ROUTING__CLOUD_SHARE=0.1`; lists and tables are JSON
+there, as in `UPCALL_SERVER__ALLOWED_HOSTS='["box.lan"]'`. No key needs to be set. A key that does not exist is an
+error that names the nearest one.
 
 `upcall config check` says what is wrong, `upcall config show` what file and environment say. The share of prompts that
 the dashboard sets and `upcall privacy` are kept apart from them, in `~/.local/state/upcall`, and come on top. A daemon

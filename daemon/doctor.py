@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
-from daemon import keys, privacy, resolve
+from daemon import keys, listening, privacy, resolve
 from daemon.battery import charge
-from daemon.client import DaemonError, NotRunning, call
+from daemon.client import DaemonError, NotRunning, TokenUnreadable, call
 from daemon.config import Settings
 from daemon.history import opened
 from daemon.ledger import LedgerError, default_path
@@ -199,22 +199,28 @@ def _traces(settings: Settings) -> Iterator[Finding]:
 
 def _port(settings: Settings) -> Iterator[Finding]:
     server = settings.server
+    where = server.socket or f"{server.host}:{server.port}"
     try:
         call(server, "GET", "/healthz")
-        yield Finding("port", "ok", f"an upcall daemon answers on {server.host}:{server.port}")
+        yield Finding("port", "ok", f"an upcall daemon answers on {where}")
         return
     except NotRunning:
         pass
-    except (DaemonError, ValueError) as error:
-        text = f"something else answers on {server.host}:{server.port} ({error}); stop it, or set server.port"
+    except TokenUnreadable as error:
+        yield Finding("port", "note", str(error))
+        return
+    except DaemonError as error:
+        text = f"something else answers on {where} ({error}); stop it, or set server.port"
         yield Finding("port", "bad", text)
         return
+    if server.socket:
+        yield Finding("port", "ok", f"nothing listens at {where}; `upcall serve` starts the daemon")
+        return
     try:
-        socket.create_server((server.host, server.port)).close()
-        yield Finding("port", "ok", f"{server.host}:{server.port} is free; `upcall serve` starts the daemon")
+        listening.listen(server).close()
+        yield Finding("port", "ok", f"{where} is free; `upcall serve` starts the daemon")
     except OSError as error:
-        text = f"{server.host}:{server.port} cannot be listened on ({error.strerror}); set server.port"
-        yield Finding("port", "bad", text)
+        yield Finding("port", "bad", listening.why_not(error, server))
 
 
 def _kernel(settings: Settings) -> Iterator[Finding]:

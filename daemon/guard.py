@@ -44,7 +44,7 @@ class Guard:
         """`public` has the paths that are served without the token."""
         self._settings = settings
         self._public = public
-        self._names = frozenset(name.lower() for name in settings.allowed_hosts)
+        self._names = frozenset(name.lower().strip("[]") for name in settings.allowed_hosts)
         self._any_address = not settings.is_loopback
         self._port = port
         self._token_sha256 = token_sha256
@@ -114,8 +114,12 @@ class Guard:
 
     def _is_listed(self, host: str) -> bool:
         """Whether the settings name it: a proxy before upcall has a port of its own."""
-        name, _, port = host.partition(":")
-        return name.lower() in self._names and (not port or port.isdecimal())
+        try:
+            parts = urlsplit(f"//{host}")
+            name, _ = parts.hostname or "", parts.port
+        except ValueError:
+            return False
+        return name in self._names and parts.netloc == host and "@" not in host
 
     def _check_origin(self, request: web.Request) -> str | None:
         """The origin that was granted access, if the request has one of another site."""

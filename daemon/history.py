@@ -15,6 +15,8 @@ from daemon.policy import Reason
 SCORES = 10_000
 """The latest scores that say how a router scores this user's prompts."""
 QUANTILES = 51
+NOTHING: Mapping[str, float] = {"local": 0, "cloud": 0, "failed": 0, "cost_usd": 0.0, "saved_usd": 0.0}
+"""What an hour or a day without requests came to."""
 
 _VERDICT = "(SELECT verdict FROM feedback WHERE feedback.id = requests.id) AS verdict"
 _SELECTED = f"{', '.join(COLUMNS)}, {_VERDICT} FROM requests"
@@ -83,9 +85,7 @@ class History:
         midnight = datetime.fromtimestamp(now).replace(hour=0, minute=0, second=0, microsecond=0)
         starts = {"today": midnight, "week": midnight - timedelta(days=6), "month": midnight.replace(day=1)}
         periods = {name: self._period(start.timestamp()) for name, start in starts.items()}
-        hours = self._series((now // 3600 - 23) * 3600, 3600, 24)
-        days = self._series((midnight - timedelta(days=29)).timestamp(), 86400, 30)
-        return {**periods, "hours": hours, "days": days}
+        return {**periods, "hours": self._hours(now), "days": self._days(midnight)}
 
     def scores(self, router: str) -> list[float]:
         """Latest scores by `router`, `name@version`, as they were compared with a threshold; in no order."""
@@ -151,25 +151,31 @@ class History:
             "tokens_per_second": row["rate"],
         }
 
-    def _series(self, first: float, width: int, count: int) -> list[dict[str, Any]]:
-        """`count` sums over `width` seconds each, from the time `first` on."""
+    def _hours(self, now: float) -> list[dict[str, Any]]:
+        starts = [(now // 3600 - back) * 3600 for back in range(23, -1, -1)]
+        sums = self._sums("CAST(time / 3600 AS INTEGER)", starts[0])
+        return [{"start": start, **sums.get(int(start // 3600), NOTHING)} for start in starts]
+
+    def _days(self, midnight: datetime) -> list[dict[str, Any]]:
+        # By the calendar: where clocks are changed a day has not always 24 hours.
+        starts = [midnight - timedelta(days=back) for back in range(29, -1, -1)]
+        sums = self._sums("date(time, 'unixepoch', 'localtime')", starts[0].timestamp())
+        return [{"start": start.timestamp(), **sums.get(f"{start:%Y-%m-%d}", NOTHING)} for start in starts]
+
+    def _sums(self, slot: str, since: float) -> dict[Any, dict[str, Any]]:
+        """Of the requests from `since` on, by what the SQL expression `slot` makes of their time."""
         rows = self._rows(
-            """
-            SELECT CAST((time - ?) / ? AS INTEGER) AS slot,
+            f"""
+            SELECT {slot} AS slot,
                 sum(route = 'local' AND outcome IN ('ok', 'cancelled')) AS local,
                 sum(route = 'cloud' AND outcome IN ('ok', 'cancelled')) AS cloud,
                 sum(outcome NOT IN ('ok', 'cancelled')) AS failed, total(cost_usd) AS cost_usd,
                 total(saved_usd) AS saved_usd
             FROM requests WHERE time >= ? AND route IS NOT NULL GROUP BY slot
-            """,
-            first,
-            width,
-            first,
+            """,  # noqa: S608 - constants
+            since,
         )
-        names = ("local", "cloud", "failed", "cost_usd", "saved_usd")
-        by_slot = {row["slot"]: {name: row[name] for name in names} for row in rows}
-        empty = {"local": 0, "cloud": 0, "failed": 0, "cost_usd": 0.0, "saved_usd": 0.0}
-        return [{"start": first + slot * width, **by_slot.get(slot, empty)} for slot in range(count)]
+        return {row["slot"]: {name: row[name] for name in NOTHING} for row in rows}
 
     def _rows(self, query: str, *values: object) -> list[sqlite3.Row]:
         try:

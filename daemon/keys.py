@@ -29,8 +29,10 @@ SERVER_TOKEN: Final = "server"  # noqa: S105 - a name, not a secret
 _ATTRIBUTES: Final = {"service": SERVICE, "application": "upcall"}
 _DEFAULT_COLLECTION: Final = "/org/freedesktop/secrets/aliases/default"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_UNBROKEN: Final = re.compile(r"(?=[A-Za-z]*[0-9])[A-Za-z0-9]{20,}")
-"""Letters and digits as in keys that have no prefix of their own; nobody calls anything so."""
+_UNNAMED: Final = re.compile(
+    r"(?=[A-Za-z0-9]*[0-9][A-Za-z])[A-Za-z0-9]{20,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE
+)
+"""Letters and digits mixed as in keys that have no prefix of their own, or a UUID; nobody calls anything so."""
 
 # All of these keep secrets encrypted behind the user's login. KWallet answers as a Secret Service since 5.97.
 _TRUSTED_BACKENDS: Final = {
@@ -122,7 +124,7 @@ def where(name: str, timeout: float = 5.0) -> str:
 
 def checked_name(name: str) -> str:
     """`name`. Raises ValueError for what is no name of a key, or looks like a key, without repeating it."""
-    secret = (SECRET.search(name) and re.search("[0-9]", name)) or _UNBROKEN.search(name)
+    secret = (SECRET.match(name) and re.search("[0-9]", name)) or _UNNAMED.search(name)
     if not _NAME.fullmatch(name) or secret:
         raise ValueError(
             "this is no name of a key, or looks like a key itself: `upcall key set NAME` stores the key, and only NAME "

@@ -31,11 +31,11 @@ def stats(config: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(seen, indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from daemon.history import sentence
 
-    table = Table("", *PERIODS.values(), box=None)
+    table = Table("", *(Column(name, no_wrap=True) for name in PERIODS.values()), box=None)
     periods = [seen[name] for name in PERIODS]
     table.add_row("requests", *(f"{period['requests']:,}" for period in periods))
     table.add_row("answered here", *(_share(period["local_share"]) for period in periods))

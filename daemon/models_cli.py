@@ -55,22 +55,22 @@ def _name_of(url: str) -> str:
 def models() -> None:
     """List the models that can be pulled, and which are here."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
 
     from models.store import NotPulled, Store, StoreError
 
-    store = Store()
-    table = Table("name", "kind", "size", "licence", "here", "what it is", box=None)
+    store, console = Store(), Console()
     for entry in store.entries():
         try:
-            here = str(store.path(entry.name)) and "yes"
+            here = str(store.path(entry.name)) and "is here"
         except NotPulled:
-            here = "no"
+            here = "not pulled"
         except StoreError as error:
             here = str(error)
         size = "?" if entry.size is None else f"{entry.size / 1e6:,.0f} MB"
-        table.add_row(entry.name, entry.kind, size, entry.licence, here, entry.description)
-    Console().print(table)
+        # What people copy stands on one line, however narrow the terminal.
+        click.echo(f"{entry.name:<19} {size:>9}  {entry.kind}, {here}, {entry.licence}")
+        console.print(Padding(entry.description, (0, 0, 0, 2)), style="dim", markup=False, highlight=False)
 
 
 @click.command()

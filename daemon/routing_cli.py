@@ -35,13 +35,14 @@ data_option = click.option(
 def routers(measure: bool) -> None:
     """List the routers: size, time per prompt of 100 tokens, quality (APGR on each benchmark), calibration error."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from routers.card import BENCHMARKS, card
     from routers.interface import RouterError
     from routers.registry import NAMES, load
 
-    table = Table("router", "version", "size", "ms", *BENCHMARKS, "calibration error", box=None)
+    whole = [Column(name, no_wrap=True) for name in ("router", "version", "size", "ms", *BENCHMARKS)]
+    table = Table(*whole, Column("calibration error", overflow="fold"), box=None)
     for name in NAMES:
         try:
             known = card(name)

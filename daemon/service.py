@@ -74,6 +74,9 @@ def enable(server: Server, at_login: bool) -> None:
         raise ServiceError(f"{holder} holds port {server.port}: stop it and try again")
     if trouble := _trouble(systemctl("enable", "--now", SOCKET, *([SERVICE] if at_login else []), quiet=True)):
         raise ServiceError(trouble)
+    if systemctl("is-active", "--quiet", SOCKET, quiet=True).returncode:
+        seen = f"`systemctl --user status {SOCKET}` says why; it serves no system users, root among them"
+        raise ServiceError(f"systemd did not start {SOCKET}: {seen}")
 
 
 def disable() -> None:

@@ -189,6 +189,8 @@ class Supervisor:
         """What is wrong with that, as a sentence for people: it does not hold, or only until the next start."""
         if not on and self._standing.pinned:
             return "Privacy mode is set in config.toml (privacy.mode); take it out there and restart upcall."
+        # What was said past this daemon before is said no more.
+        self._switch = privacy.stamp()
         if on:
             # Before anything that a full disk could keep from being done.
             self._unremembered = True
@@ -196,7 +198,7 @@ class Supervisor:
         if trouble := self._remember_privacy(on):
             log.error("%s", trouble)
             return trouble
-        self._unremembered = False
+        self._switch, self._unremembered = privacy.stamp(), False
         self._take_privacy(on)
         self._warn_unenforced()
         return ""

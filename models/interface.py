@@ -49,6 +49,8 @@ class ChatRequest:
     tool_choice: str | Mapping[str, Any] | None = None
     response_format: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    beside: bool = False
+    """Its client's format has a place for what a `TextDelta` has beside the words."""
     verbatim: Verbatim | None = None
     """For a provider of the same wire format, which gets this in the place of all the fields above."""
 

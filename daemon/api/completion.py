@@ -1,7 +1,7 @@
 """An answer in OpenAI's shape: a `chat.completion`, or `chat.completion.chunk`s as server-sent events."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,8 @@ class Choice:
     text: list[str] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
     tool_calls: dict[int, dict[str, Any]] = field(default_factory=dict)
-    beside: Any = None
+    beside: list[Mapping[str, Any]] = field(default_factory=list)
+    calls_beside: dict[int, list[Mapping[str, Any]]] = field(default_factory=dict)
     finish_reason: str | None = None
 
     def add(self, event: TextDelta | ToolCallDelta | Finish) -> None:
@@ -38,25 +39,31 @@ class Choice:
             case TextDelta():
                 self.text.append(event.text)
                 self.logprobs.extend(event.logprobs or ())
-                self.beside = _joined(self.beside, event.beside)
+                self.beside += [event.beside] if event.beside else []
             case ToolCallDelta():
                 empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
                 call = self.tool_calls.setdefault(event.index, empty)
                 call["id"] = event.id or call["id"]
                 call["function"]["name"] = event.name or call["function"]["name"]
                 call["function"]["arguments"] += event.arguments
-                call.update(_joined({name: call[name] for name in event.beside or () if name in call}, event.beside))
+                if event.beside:
+                    self.calls_beside.setdefault(event.index, []).append(event.beside)
             case Finish():
                 self.finish_reason = event.reason
 
     def rendered(self, index: int) -> dict[str, Any]:
-        calls = [call for _, call in sorted(self.tool_calls.items())]
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(self.text) or (None if calls else "")}
+        calls = [
+            {**call, **_joined(self.calls_beside.get(number, [{}]))} for number, call in sorted(self.tool_calls.items())
+        ]
+        beside = _joined(self.beside or [{}])
+        called = bool(calls) or "function_call" in beside
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self.text) or (None if called else "")}
         if calls:
             message["tool_calls"] = calls
-        message |= self.beside or {}
+        message |= beside
         logprobs = {"content": self.logprobs} if self.logprobs else None
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": self.finish_reason}
+        reason = _reason(self.finish_reason, legacy=called and not calls)
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
 
 def collected(events: Sequence[Event]) -> list[tuple[int, Choice]]:
@@ -77,6 +84,8 @@ class Completion:
         """`include_usage`: end a stream with a chunk that has the usage."""
         self._exchange = exchange
         self._include_usage = include_usage
+        self._legacy: set[int] = set()
+        """Choices that call a function as OpenAI had it before tools."""
 
     def whole(self, events: Sequence[Event]) -> dict[str, Any]:
         body = self._envelope("chat.completion")
@@ -92,12 +101,15 @@ class Completion:
         match event:
             case TextDelta():
                 logprobs = {"content": event.logprobs} if event.logprobs else None
-                text = {"content": event.text} if event.text or not event.beside else {}
-                return self._chunk(event.choice, {**text, **(event.beside or {})}, logprobs=logprobs)
+                beside = event.beside or {}
+                text = {"content": event.text} if event.text or not beside else {}
+                if "function_call" in beside:
+                    self._legacy.add(event.choice)
+                return self._chunk(event.choice, {**text, **beside}, logprobs=logprobs)
             case ToolCallDelta():
                 return self._chunk(event.choice, {"tool_calls": [_tool_call_delta(event)]})
             case Finish():
-                return self._chunk(event.choice, {}, finish_reason=event.reason)
+                return self._chunk(event.choice, {}, finish_reason=_reason(event.reason, event.choice in self._legacy))
             case Progress(stage="queued"):
                 return f": waiting, {event.position} ahead\n\n".encode()
             case Progress():
@@ -142,20 +154,24 @@ def _tool_call_delta(event: ToolCallDelta) -> dict[str, Any]:
     return {"index": event.index, **first, "function": function, **(event.beside or {})}
 
 
-def _joined(before: Any, more: Any) -> Any:
-    """Two pieces of one value, as the deltas of a stream have them."""
-    match before, more:
-        case (None, _) | (_, None):
-            return more if before is None else before
-        case str(), str():
-            return before + more
-        case list(), list():
-            return before + more
-        case dict(), dict():
-            # An id may come with every piece.
-            said = {name: value if name == "id" else _joined(before.get(name), value) for name, value in more.items()}
-            return {**before, **said}
-    return more
+def _reason(reason: str | None, legacy: bool) -> str | None:
+    return "function_call" if legacy and reason == "tool_calls" else reason
+
+
+def _joined(pieces: Sequence[Any]) -> Any:
+    """One value from the pieces that the deltas of a stream have of it."""
+    if all(isinstance(piece, str) for piece in pieces):
+        return "".join(pieces)
+    if all(isinstance(piece, list) for piece in pieces):
+        return [item for piece in pieces for item in piece]
+    if not all(isinstance(piece, Mapping) for piece in pieces):
+        return pieces[-1]
+    parts: dict[str, list[Any]] = {}
+    for piece in pieces:
+        for name, value in piece.items():
+            parts.setdefault(name, []).append(value)
+    # An id may come with every piece.
+    return {name: values[-1] if name == "id" else _joined(values) for name, values in parts.items()}
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:

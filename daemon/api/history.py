@@ -60,7 +60,7 @@ class History:
     async def decisions(self, request: web.Request) -> web.Response:
         query = request.query
         limit = query.get("limit", "50")
-        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:6]) <= MOST_DECISIONS):
+        if not (limit.isascii() and limit.isdigit() and len(limit) <= 4 and 1 <= int(limit) <= MOST_DECISIONS):
             raise ApiError(400, f"limit must be a number from 1 to {MOST_DECISIONS}.", param="limit")
         found = await self._ask(lambda past: past.decisions(int(limit), query.get("after"), query.get("before")))
         return web.json_response({"decisions": [shown(record) for record in found]})

@@ -145,6 +145,7 @@ class ChatBody(BaseModel):
             tool_choice=self.tool_choice,
             response_format=self.response_format,
             extra={**(self.model_extra or {}), **options},
+            beside=True,
         )
 
 

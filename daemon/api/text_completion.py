@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -73,7 +74,7 @@ class CompletionBody(BaseModel):
 
     def _request(self, prompt: str, rest: Mapping[str, Any]) -> ChatRequest:
         chat = {**rest, "messages": [{"role": "user", "content": prompt}]}
-        return check(ChatBody, chat).request(chat)
+        return replace(check(ChatBody, chat).request(chat), beside=False)
 
 
 class TextCompletions:

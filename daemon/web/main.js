@@ -71,8 +71,8 @@ function showSeries(series) {
     const title = `${label}: ${local} ${text.local}, ${cloud} ${text.cloud}, ${failed} ${text.failed}`;
     return { label, title, parts: { local, cloud, failed } };
   });
-  const sum = stats[period];
-  const label = `${text.routesOverTime}: ${sum.local} ${text.local}, ${sum.cloud} ${text.cloud}, ${sum.failed} ${text.failed}`;
+  const sum = (name) => series.reduce((total, slot) => total + slot[name], 0);
+  const label = `${text.routesOverTime}: ${sum("local")} ${text.local}, ${sum("cloud")} ${text.cloud}, ${sum("failed")} ${text.failed}`;
   by("chart").replaceChildren(stackedBars(bars, label, by("chart").clientWidth));
 }
 
@@ -191,21 +191,23 @@ async function attempt(work) {
     notice("");
     await work();
   } catch (error) {
-    if (error instanceof ApiError && error.status === 401) return askForToken(true);
+    if (error instanceof ApiError && error.status === 401) return askForToken(sessionStorage.length > 0);
     notice(error.message);
   }
 }
 
-function askForToken(again) {
+function askForToken(refused) {
   by("login").hidden = false;
   by("main").hidden = true;
-  if (again && sessionStorage.length) by("login").querySelector("p").textContent = text.tokenWrong;
+  if (refused) by("login").querySelector("p").textContent = text.tokenWrong;
   by("token").focus();
 }
 
 by("login").addEventListener("submit", (event) => {
   event.preventDefault();
-  setToken(by("token").value);
+  const token = by("token").value.trim();
+  if (/[^\x21-\x7e]/.test(token)) return askForToken(true); // no header can carry it
+  setToken(token);
   location.reload();
 });
 
@@ -297,19 +299,44 @@ function decided({ route, model, reason, explanation, score, threshold }) {
 
 // Keeping up
 
+let told = ""; // what keeping up has put into the notice, and may take back
+
+function tell(message) {
+  if (message === told && by("notice").textContent === message) return;
+  if (message || by("notice").textContent === told) notice(message);
+  told = message;
+}
+
+/** Do what needs the ledger, which may be off; gives the daemon's word on why that cannot be done, or nothing. */
+async function withLedger(work) {
+  try {
+    await work();
+    return "";
+  } catch (error) {
+    if (!(error instanceof ApiError) || error.status === 401) throw error;
+    return error.message;
+  }
+}
+
 async function refresh() {
-  stats = await call("GET", "/upcall/stats");
-  showSums();
-  showBudget(stats.budget);
   showHealth(await call("GET", "/healthz"));
+  tell(await withLedger(async () => {
+    stats = await call("GET", "/upcall/stats");
+    showSums();
+    showBudget(stats.budget);
+  }));
+}
+
+async function showLatest() {
+  const { decisions } = await call("GET", `/upcall/decisions?limit=${SHOWN_DECISIONS}`);
+  showDecisions(decisions.filter(({ route }) => route));
 }
 
 async function follow() {
   for (;;) {
     try {
-      showDecisions((await call("GET", `/upcall/decisions?limit=${SHOWN_DECISIONS}`)).decisions.filter(({ route }) => route));
+      await withLedger(showLatest);
       await refresh();
-      if (by("notice").textContent === text.lost) notice("");
       for await (const { event, data } of stream("GET", "/upcall/events")) {
         if (event === "status") showHealth(data);
         if (event !== "decision" || data.route === null) continue;
@@ -317,10 +344,14 @@ async function follow() {
         await refresh();
       }
     } catch (error) {
-      if (error instanceof ApiError && error.status === 401) return askForToken(true);
-      by("health").textContent = text.unreachable;
-      by("health").className = "pill bad";
-      notice(error instanceof ApiError ? error.message : text.lost);
+      if (error instanceof ApiError && error.status === 401) return askForToken(sessionStorage.length > 0);
+      if (error instanceof ApiError) {
+        tell(error.message);
+      } else {
+        by("health").textContent = text.unreachable;
+        by("health").className = "pill bad";
+        tell(text.lost);
+      }
     }
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, TypeAlias
 from any_llm.types.completion import ChatCompletionChunk
 
 from models.cloud.completions import BESIDE, Call, Chunk, Delta
-from models.interface import Event, Finish, TextDelta, ToolCallDelta, Usage
+from models.interface import ChatRequest, Event, Finish, TextDelta, ToolCallDelta, Usage
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter"]
 _FINISH: Final[dict[str, FinishReason]] = {
@@ -19,10 +19,11 @@ _FINISH: Final[dict[str, FinishReason]] = {
 
 
 class Answer:
-    """Reads one answer of `choices` choices, chunk by chunk."""
+    """Reads the answer to `request`, chunk by chunk."""
 
-    def __init__(self, choices: int) -> None:
-        self._open = set(range(choices))
+    def __init__(self, request: ChatRequest) -> None:
+        self._open = set(range(request.n))
+        self._beside = request.beside
         self._calls: dict[tuple[int, int], int] = {}
         self._arguments: set[tuple[int, int]] = set()
         self._usage: Usage | None = None
@@ -48,7 +49,7 @@ class Answer:
             delta = choice.delta
             logprobs = choice.logprobs and choice.logprobs.content
             text = delta.content or delta.refusal or ""
-            beside = _beside(delta, BESIDE)
+            beside = _beside(delta, BESIDE) if self._beside else None
             if text or logprobs or beside:
                 entries = [e if isinstance(e, Mapping) else e.model_dump(mode="json") for e in logprobs or ()] or None
                 yield TextDelta(text, choice.index, entries, beside)
@@ -61,7 +62,7 @@ class Answer:
                 if arguments:
                     self._arguments.add(key)
                 name = call.function.name if call.function else None
-                beside = _beside(call, ("extra_content",))
+                beside = _beside(call, ("extra_content",)) if self._beside else None
                 yield ToolCallDelta(index, arguments, call.id or None, name or None, choice.index, beside)
             if choice.finish_reason is not None and choice.index in self._open:
                 yield from self._finish(choice.index, choice.finish_reason)

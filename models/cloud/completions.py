@@ -41,13 +41,16 @@ class Delta:
     # Of whatever shape: these pass unread.
     reasoning_content: Any = None
     reasoning: Any = None
+    reasoning_details: Any = None
     extra_content: Any = None
     annotations: Any = None
     audio: Any = None
     function_call: Any = None
 
 
-BESIDE: Final = ("reasoning_content", "reasoning", "extra_content", "annotations", "audio", "function_call")
+BESIDE: Final = (
+    "reasoning_content", "reasoning", "reasoning_details", "extra_content", "annotations", "audio", "function_call"
+)  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -89,8 +89,8 @@ class CloudModel:
         sent = arguments(self._settings, request, provider)
         if speaks_plainly(provider):
             body = {"model": sent["model"], "stream": True, **sent["extra_body"]}
-            return Answer(request.n), partial(completions, http, client, body)
-        return Answer(request.n), partial(_chunks, connection, sent)
+            return Answer(request), partial(completions, http, client, body)
+        return Answer(request), partial(_chunks, connection, sent)
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """An upper bound, not a count: no token is shorter than a byte. English text has about four bytes in each."""

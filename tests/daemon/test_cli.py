@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -73,6 +73,7 @@ def test_a_port_in_use_names_its_holder(upcall: Daemon) -> None:
     assert "Traceback" not in second.stderr
 
 
+WHY = {"route": "local", "model": "m", "reason": "forced_local", "score": None}
 ANY = "what this machine has"
 HEALTHY = {
     "python": "ok", "clock": ANY, "llama.cpp": ANY,
@@ -93,14 +94,54 @@ def test_another_program_on_the_port_is_not_taken_for_upcall(home: Mapping[str, 
         told = cli({**home, "UPCALL_SERVER__PORT": str(stranger.server_port)}, *command.split())
         stranger.shutdown()
 
-    if command.startswith("privacy"):
-        assert told.stdout == f"privacy mode is {'on' if command == 'privacy on' else 'off'}\n"
-    else:
-        assert told.returncode == 1
-        assert told.stderr == (
-            f"Error: something that is not upcall answers at 127.0.0.1:{stranger.server_port}: "
-            "stop it, or set server.port\n"
-        )
+    assert told.returncode == (command != "privacy status")
+    assert told.stdout == ("privacy mode is off\n" if command == "privacy status" else "")
+    if command != "privacy status":
+        where = f"127.0.0.1:{stranger.server_port}"
+        assert f"something that is not this upcall answers at {where}: stop it, or set server.port" in told.stderr
+    if command == "privacy on":
+        assert cli(home, "privacy", "status").stdout == "privacy mode is on\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_an_answer_that_is_cut_off_is_no_answer_whatever_the_terminal_can_show(
+    home: Mapping[str, str], encoding: str
+) -> None:
+    class Cut(BaseHTTPRequestHandler):
+        server_version, sys_version = "upcall", ""
+
+        def do_POST(self) -> None:
+            delta = {"choices": [{"delta": {"content": "half an answer \N{EM DASH}"}}], "x_upcall": WHY}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f"data: {json.dumps(delta)}\n\n".encode())
+
+        def version_string(self) -> str:
+            return self.server_version
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Cut) as cut:
+        threading.Thread(target=cut.serve_forever).start()
+        environment = {**home, "UPCALL_SERVER__PORT": str(cut.server_port), "PYTHONIOENCODING": encoding}
+        said = cli(environment, "ask", "hello")
+        cut.shutdown()
+
+    assert said.returncode == 1
+    assert said.stdout.startswith("half an answer")
+    assert "the answer was cut off" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_without_the_token_commands_say_so_and_privacy_is_still_switched_on(home: Mapping[str, str]) -> None:
+    guarded = {**home, "UPCALL_SERVER__TOKEN": "true", "UPCALL_SERVER__PORT": "9"}
+    told = {command: cli(guarded, *command.split()) for command in ("status", "ask hello", "privacy on")}
+    checked = json.loads(cli(guarded, "doctor", "--json").stdout)
+
+    assert all("Traceback" not in said.stderr for said in told.values())
+    assert [told[command].returncode for command in ("status", "ask hello", "privacy on")] == [1, 1, 0]
+    assert "the daemon cannot be asked: " in told["status"].stderr
+    assert told["privacy on"].stdout == "privacy mode is on\n"
+    assert cli(home, "privacy", "status").stdout == "privacy mode is on\n"
+    assert [found["state"] for found in checked if found["check"] == "port"] == ["note"]
 
 
 @pytest.mark.parametrize(

@@ -159,11 +159,12 @@ def test_completion_prints_a_program_of_the_shell(home: Mapping[str, str], shell
 
 
 def test_models_are_listed_with_whether_they_are_here(tmp_path: Path, models_ready: Path) -> None:
-    environment = {**user_environment(tmp_path, models_ready), "COLUMNS": "200"}
+    environment = {**user_environment(tmp_path, models_ready), "COLUMNS": "40"}
     rows = {line.split()[0]: line for line in run(environment, "models").stdout.splitlines()}
 
-    assert " yes " in rows["smollm2-135m"]
-    assert " no " in rows["llama3-8b"]
+    assert " is here, " in rows["smollm2-135m"]
+    assert " not pulled, " in rows["llama3-8b"]
+    assert "qwen2.5-coder-1.5b" in rows
 
 
 def test_a_model_that_is_here_is_not_fetched_again_and_the_bar_leaves_standard_output_to_the_result(

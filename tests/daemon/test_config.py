@@ -61,6 +61,7 @@ def test_a_mistake_is_one_line_that_names_key_and_remedy(file: Path, text: str, 
         "AIzaZm9vYmFyYmF6cXV4MTIzNDU2Nzg5012",
         "0123456789abcdef0123456789abcdef",
         "fw_3ZaBcdEfGhIjKlMnOpQrStU",
+        "550e8400-e29b-41d4-a716-446655440000",
         "x" * 101,
         "two words",
         "../openai",
@@ -83,7 +84,17 @@ def test_a_key_in_the_place_of_its_name_is_refused_without_being_shown(file: Pat
 
 @pytest.mark.parametrize(
     "name",
-    ["openai", "house", "stored_nowhere", "work-2024.eu", "token-of-the-company", "hf-inference-endpoint", "none"],
+    [
+        "openai",
+        "house",
+        "stored_nowhere",
+        "work-2024.eu",
+        "token-of-the-company",
+        "hf-inference-endpoint",
+        "none",
+        "OpenAIOrganizationKey2024",
+        "acme-sk-production2-gateway",
+    ],
 )
 def test_a_name_of_a_key_is_taken_as_it_is(file: Path, name: str) -> None:
     file.write_text(f'[cloud]\nkey = "{name}"\n[local]\nkey = "{name}"\n')
@@ -104,6 +115,19 @@ def test_a_misspelt_environment_variable_is_no_silent_default(name: str, monkeyp
     monkeypatch.setenv(name, "1")
     with pytest.raises(ConfigError, match="did you mean"):
         load()
+
+
+@pytest.mark.parametrize("name", ["SERVER__ALLOWED_HOSTS", "SENSITIVE__KEYWORDS", "ROUTING"])
+def test_a_list_in_the_environment_that_is_no_json_says_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"UPCALL_{name}", "box.lan")
+    with pytest.raises(ConfigError, match="in the environment are JSON"):
+        load()
+
+
+def test_a_file_in_another_encoding_says_so(file: Path) -> None:
+    file.write_bytes("# configuração\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load(file)
 
 
 def test_a_config_file_that_was_named_must_exist(file: Path) -> None:

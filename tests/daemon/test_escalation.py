@@ -112,6 +112,44 @@ async def test_what_a_dialect_says_beside_the_words_reaches_its_client_whole_and
     assert [call.extra_content for delta in deltas for call in delta.tool_calls or ()] == [signed]
 
 
+async def test_a_function_of_the_time_before_tools_is_called_in_that_times_words(
+    escalating: Escalating, upstream: Upstream
+) -> None:
+    async def called(call: Call) -> None:
+        begin = chunk({"function_call": {"name": "now", "arguments": "{"}})
+        await call.send(
+            begin, chunk({"function_call": {"arguments": "}"}}), chunk({}, finish_reason="function_call"), "[DONE]"
+        )
+
+    upstream.script = called
+    asking = openai.AsyncOpenAI(base_url=f"{escalating(upstream.base_url('openai')).url}/v1", api_key="none")
+    asked: Any = {"model": "cloud", "messages": HELLO, "functions": [{"name": "now", "parameters": {}}]}
+    [whole] = (await asking.chat.completions.create(**asked)).choices
+    parts = [part.choices[0] async for part in await asking.chat.completions.create(**asked, stream=True)]
+
+    assert (whole.finish_reason, whole.message.content) == ("function_call", None)
+    assert whole.message.function_call.to_dict() == {"name": "now", "arguments": "{}"}
+    assert parts[-1].finish_reason == "function_call"
+    assert "".join(part.delta.function_call.arguments for part in parts if part.delta.function_call) == "{}"
+
+
+async def test_a_thought_that_its_wire_has_no_place_for_ends_no_turning_to_the_local_model(
+    escalating: Escalating, upstream: Upstream
+) -> None:
+    async def think_and_break(call: Call) -> None:
+        await call.send(chunk({"reasoning_content": "Hm."}))
+        call.cut()
+
+    upstream.script = think_and_break
+    daemon = escalating(upstream.base_url("openai"))
+    asking = openai.AsyncOpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
+    answered = await asking.responses.create(model="cloud", input="hello", max_output_tokens=16)
+
+    assert answered.model == "smollm2-135m"
+    with pytest.raises(openai.APIError):
+        await asking.chat.completions.create(model="cloud", messages=HELLO)
+
+
 def test_a_cloud_that_is_down_is_answered_for_by_the_local_model(escalating: Escalating) -> None:
     daemon = escalating("http://127.0.0.1:9/v1")
     answer = client(daemon).chat.completions.with_raw_response.create(model="cloud", messages=HELLO, max_tokens=4)

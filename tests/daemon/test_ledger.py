@@ -9,6 +9,7 @@ import stat
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,32 @@ async def test_a_number_beyond_sqlite_loses_its_own_record_alone(ledger: Ledger)
         assert [kept.id for kept in past.decisions(10)] == ["cc", "aa"]
 
 
+@pytest.mark.parametrize(
+    ("now", "hours"), [("2025-11-03 23:45", (23.5, 0.5)), ("2025-04-02 12:00", (0.5, 11.5))], ids=["autumn", "spring"]
+)
+async def test_a_day_is_the_calendars_also_where_clocks_were_changed(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, now: str, hours: tuple[float, float]
+) -> None:
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        at = datetime.fromisoformat(now)
+        midnight = at.replace(hour=0, minute=0)
+        for id, hour in zip(("aa", "bb"), hours, strict=True):
+            when = (midnight + timedelta(hours=hour)).timestamp()
+            ledger.record(record(id, time=when, route="local", reason="forced_local"))
+        assert await ledger.written(60)
+        with opened(ledger.path) as past:
+            days = past.stats(at.timestamp())["days"]
+        starts = [datetime.fromtimestamp(day["start"]) for day in days]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+    assert starts == [midnight - timedelta(days=back) for back in range(29, -1, -1)]
+    assert [day["local"] for day in days] == [0] * 29 + [2]
+
+
 async def test_records_older_than_the_settings_want_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     for records in (
@@ -293,6 +320,7 @@ def _page(daemon: Daemon, query: str) -> list[dict[str, Any]]:
     ("path", "hint"),
     [
         ("decisions?limit=0", "limit"),
+        ("decisions?limit=000001999", "limit"),
         ("decisions?limit=x", "limit"),
         ("decisions?limit=99999999999999999999", "limit"),
         ("decisions?after=ffffffffffff", "no request"),

@@ -2,12 +2,14 @@
 
 import http.client
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from daemon.supervisor import SWITCH_SECONDS
 from tests.daemon.conftest import Escalating, StartDaemon
 from tests.daemon.harness import Daemon, cli, client, reload, running_daemon, user_environment, wait_until
 from tests.daemon.test_kept import ask, kept
@@ -137,10 +139,12 @@ def test_privacy_that_cannot_be_remembered_holds_at_once_and_says_until_when(
     escalating: Escalating, aimock: Emulator, tmp_path: Path
 ) -> None:
     daemon = escalating(aimock.base_url("openai"))
+    daemon.cli("privacy", "off")
     assert reason(daemon) == "forced_cloud"
     _make_unwritable(daemon, tmp_path)
     told = daemon.cli("privacy", "on")
     wait_until(lambda: not daemon.children("cloud"))
+    time.sleep(2 * SWITCH_SECONDS)  # in which the "off" from before could be found
 
     assert (told.returncode, told.stdout) == (0, "privacy mode is on\n")
     said = r"upcall: Privacy mode is on, but only until the next start, because \S+ cannot be written \(.+\)\.\n"

@@ -116,6 +116,19 @@ def test_the_privacy_switch_takes_effect(start_daemon: StartDaemon, open_page: O
     _assert_quiet(page, daemon)
 
 
+def test_without_a_ledger_the_page_says_so_and_all_else_works(start_daemon: StartDaemon, open_page: Open) -> None:
+    daemon = start_daemon(LEDGER__ENABLED="false")
+    page = open_page(daemon, ready=False)
+    switch = page.find_element(By.ID, "privacy")
+    _until(page, switch.is_enabled)
+    _until(page, lambda: "There is no ledger" in _text(page, "#notice"))
+
+    switch.send_keys(Keys.SPACE)
+
+    _until(page, lambda: daemon.call("GET", "/healthz")["privacy"] is True)
+    assert "no answer" not in _text(page, "#health")
+
+
 def test_the_slider_sets_how_much_may_go_up_until_the_settings_say_otherwise(
     start_daemon: StartDaemon, open_page: Open
 ) -> None:

@@ -231,7 +231,7 @@ async def test_what_dialects_of_the_format_say_beside_the_words_comes_along(clou
         )  # fmt: skip
 
     upstream.script = script
-    thought, words, called, *_ = await events(cloud("openai", upstream.base_url("openai")), ask("hello"))
+    thought, words, called, *_ = await events(cloud("openai", upstream.base_url("openai")), ask("hello", beside=True))
 
     assert thought == TextDelta("", beside={"reasoning_content": "Hm."})
     assert words == TextDelta("Four.")
@@ -248,7 +248,7 @@ async def test_nothing_beside_the_words_makes_an_answer_unreadable(cloud: Cloud,
         )
 
     upstream.script = script
-    said, *_, counted = await events(cloud("openai", upstream.base_url("openai")), ask("hello"))
+    said, *_, counted = await events(cloud("openai", upstream.base_url("openai")), ask("hello", beside=True))
     assert (said, counted) == (TextDelta("x", beside=odd), Usage(1, 2))
 
 

@@ -211,8 +211,9 @@ async def test_a_number_beyond_sqlite_loses_its_own_record_alone(ledger: Ledger)
     ("now", "hours"), [("2025-11-03 23:45", (23.5, 0.5)), ("2025-04-02 12:00", (0.5, 11.5))], ids=["autumn", "spring"]
 )
 async def test_a_day_is_the_calendars_also_where_clocks_were_changed(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, now: str, hours: tuple[float, float]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str, hours: tuple[float, float]
 ) -> None:
+    ledger = Ledger(config.Ledger(days=36500), tmp_path / "ledger.db")
     monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
     time.tzset()
     try:
@@ -226,6 +227,7 @@ async def test_a_day_is_the_calendars_also_where_clocks_were_changed(
             days = past.stats(at.timestamp())["days"]
         starts = [datetime.fromtimestamp(day["start"]) for day in days]
     finally:
+        ledger.close()
         monkeypatch.undo()
         time.tzset()
 

@@ -191,7 +191,7 @@ def test_a_switch_that_was_set_past_a_daemon_reaches_it_within_seconds_and_is_sa
     wait_until(lambda: not daemon.children("cloud"))
 
     assert told.stdout == "privacy mode is on\n"
-    assert "no daemon was reached at 127.0.0.1:9" in told.stderr
+    assert "no upcall daemon answers at 127.0.0.1:9" in told.stderr
     assert reason(daemon) == "privacy"
     cli(elsewhere, "privacy", "off")
     wait_until(lambda: daemon.call("GET", "/healthz")["privacy"] is False)

@@ -53,8 +53,7 @@ def why_not(error: OSError | ActivationError, server: Server) -> str:
         return f"upcall cannot listen on {server.socket}: {error.strerror}; set server.socket to another path."
     where = f"{server.host}:{server.port}"
     if error.errno == errno.EADDRINUSE:
-        who = holder(server.port) or "another program"
-        return f"upcall cannot listen on {where}: {who} holds the port; stop it, or set server.port."
+        return f"upcall cannot listen on {where}: {_holder(server.port)} holds the port; stop it, or set server.port."
     return f"upcall cannot listen on {where}: {error.strerror}; set server.host to an address of this machine."
 
 
@@ -74,11 +73,10 @@ def _listen_on_path(path: Path) -> socket.socket:
     return listener
 
 
-def holder(port: int) -> str:
-    """Which program listens on the port, as far as this user may know; nothing where none is seen."""
+def _holder(port: int) -> str:
     import psutil
 
     for connection in psutil.net_connections("tcp"):
         if connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,) and connection.pid:
             return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
-    return ""
+    return "another program"

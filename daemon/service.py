@@ -69,9 +69,11 @@ def enable(server: Server, at_login: bool) -> None:
 
     Raises `ServiceError`.
     """
-    listens = systemctl("is-active", "--quiet", SOCKET, quiet=True).returncode == 0
-    if not listens and (holder := listening.holder(server.port)):
-        raise ServiceError(f"{holder} holds port {server.port}: stop it and try again")
+    if systemctl("is-active", "--quiet", SOCKET, quiet=True).returncode and not server.socket:
+        try:
+            listening.listen(server).close()
+        except OSError as error:
+            raise ServiceError(listening.why_not(error, server)) from None
     if trouble := _trouble(systemctl("enable", "--now", SOCKET, *([SERVICE] if at_login else []), quiet=True)):
         raise ServiceError(trouble)
     if systemctl("is-active", "--quiet", SOCKET, quiet=True).returncode:

@@ -59,7 +59,7 @@ class Daemon:
 def cli(environment: Mapping[str, str], *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
     """An `upcall` command, run as a person would."""
     return subprocess.run(
-        [UPCALL, *arguments], env=environment, input=stdin, capture_output=True, text=True, timeout=60
+        [UPCALL, *arguments], env=environment, input=stdin, capture_output=True, text=True, timeout=240
     )
 
 

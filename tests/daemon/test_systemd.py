@@ -121,7 +121,7 @@ def test_a_port_that_another_program_holds_is_named_before_anything_is_enabled(u
         refused = user.run(UPCALL, "service", "enable", check=False)
 
     assert refused.returncode == 1
-    assert f"holds port {server.port}: stop it and try again" in refused.stderr
+    assert f"cannot listen on 127.0.0.1:{server.port}: another program holds the port; stop it" in refused.stderr
     assert user.systemctl("is-enabled", SOCKET, check=False) == "disabled"
 
 

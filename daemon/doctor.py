@@ -210,8 +210,7 @@ def _port(settings: Settings) -> Iterator[Finding]:
         yield Finding("port", "note", str(error))
         return
     except DaemonError as error:
-        text = f"something else answers on {where} ({error}); stop it, or set server.port"
-        yield Finding("port", "bad", text)
+        yield Finding("port", "bad", f"{where}: the daemon there refuses ({error})")
         return
     if server.socket:
         yield Finding("port", "ok", f"nothing listens at {where}; `upcall serve` starts the daemon")

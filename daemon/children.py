@@ -67,6 +67,8 @@ class Children:
         self._confined = confined
         self._store = Store()
         self._workers: dict[WorkerName, Worker] = {}
+        self._starting: set[WorkerName] = set()
+        """Not to be started once more: the gateway asks for a worker that a pause before its restart leads to, too."""
         self._retired: set[Worker] = set()
         """Cloud workers of earlier settings, which finish what they have begun."""
         self._failures: dict[WorkerName, int] = {"local": 0, "cloud": 0}
@@ -167,6 +169,14 @@ class Children:
         self._tracing = False
 
     async def _start_worker(self, name: WorkerName) -> None:
+        if name not in self._starting:
+            self._starting.add(name)
+            try:
+                await self._start_one(name)
+            finally:
+                self._starting.discard(name)
+
+    async def _start_one(self, name: WorkerName) -> None:
         if why := self._forbidden(name):
             self._tell(WorkerDown(name, why))
             return

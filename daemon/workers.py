@@ -232,6 +232,8 @@ class Workers:
                     self.why_down[name] = why
                 case WorkerUp(worker=name) if sock is not None:
                     answered = partial(self._link.send, Answered(name))
+                    if before := self._clients.get(name):
+                        self._retired.append(before)
                     self._clients[name] = await WorkerClient.over(name, sock, answered)
                     self.why_down.pop(name, None)
                 case Reload(settings=settings):

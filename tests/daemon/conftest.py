@@ -39,8 +39,11 @@ def start_daemon(tmp_path: Path, models_ready: Path) -> Iterator[StartDaemon]:
 
 @pytest.fixture(scope="module")
 def upcall(tmp_path_factory: pytest.TempPathFactory, models_ready: Path) -> Iterator[Daemon]:
-    """One daemon for a module's tests: no key, privacy mode off."""
-    with running_daemon(tmp_path_factory.mktemp("home"), models_ready, {}) as daemon:
+    """One daemon for a module's tests: no key, privacy mode off.
+
+    Its answers end: SmolLM2 says hello in twenty tokens or in all that it may.
+    """
+    with running_daemon(tmp_path_factory.mktemp("home"), models_ready, {"LOCAL__MAX_TOKENS": "64"}) as daemon:
         wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "ready")
         yield daemon
 

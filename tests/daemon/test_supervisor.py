@@ -15,6 +15,8 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from daemon.children import Children
+from daemon.config import Settings
 from tests.daemon.conftest import StartDaemon
 from tests.daemon.harness import UPCALL, Daemon, client, reload, running_daemon, user_environment, wait_until
 from tests.emulators.upstream import Upstream, serving
@@ -80,6 +82,27 @@ def test_a_killed_local_worker_is_restarted_again_and_again(start_daemon: StartD
         answer = client(daemon).chat.completions.create(model="local", messages=hello, max_tokens=2)  # type: ignore[arg-type]
         assert answer.model == "smollm2-135m"
         assert daemon.children("local") != [worker]
+
+
+async def test_a_worker_that_is_asked_for_while_it_starts_is_started_once(
+    tmp_path: Path, models_ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway asks for a killed worker just when the pause before its restart ends."""
+    for name, value in user_environment(tmp_path, models_ready).items():
+        monkeypatch.setenv(name, value)
+    started: list[socket.socket | None] = []
+    children = Children(
+        Settings(), lambda name: "", lambda _, sock=None: started.append(sock and sock.dup()), lambda *_: None
+    )
+    for _ in range(3):
+        children.want("local")
+    while not started:
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(1)
+    workers = [child for child in psutil.Process().children() if "daemon.worker" in child.cmdline()]
+    await children.stop()
+
+    assert len(started) == len(workers) == 1
 
 
 def test_pauses_between_restarts_grow_until_the_local_worker_answers(start_daemon: StartDaemon, tmp_path: Path) -> None:

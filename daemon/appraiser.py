@@ -1,7 +1,9 @@
 """Finds out what answering a request takes, before it is decided who answers."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
 
 from daemon.config import Sensitive
 from daemon.policy import Needs, Route, Wish
@@ -28,22 +30,23 @@ class Appraiser:
     async def needs(self, request: ChatRequest, wish: Wish, local: ModelStatus) -> Needs:
         """What answering `request` takes; `local` is the local model as it is now, or was a moment ago."""
         foreign = _has_foreign_tools(request)
-        size = sum(len(str(message).encode("utf-8", "replace")) + MESSAGE_TOKENS for message in request.messages)
+        said = [*request.messages, *request.tools, request.extra]
+        size = sum(len(str(each).encode("utf-8", "replace")) + MESSAGE_TOKENS for each in said)
         return Needs(
             images=any(_has_media(message.get("content")) for message in request.messages),
             tools=foreign or (bool(request.tools) and request.tool_choice != "none"),
             foreign_tools=foreign,
             tokens_fit=await self._fits(request, local, size),
-            private=None if wish.allow_sensitive else await self._private(request, size),
+            private=None if wish.allow_sensitive else await self._private(said, size),
             begun=_began(request.messages),
         )
 
-    async def _private(self, request: ChatRequest, size: int) -> str | None:
+    async def _private(self, said: Sequence[Mapping[str, Any]], size: int) -> str | None:
         if self._off:
             return None
         if size <= SHORT_BYTES:
-            return self._recogniser.find(request.messages)
-        return await asyncio.to_thread(self._recogniser.find, request.messages)
+            return self._recogniser.find(said)
+        return await asyncio.to_thread(self._recogniser.find, said)
 
     async def _fits(self, request: ChatRequest, local: ModelStatus, most: int) -> bool:
         room = local.context_length - (request.max_tokens or 1)
@@ -69,9 +72,11 @@ def _began(messages: Sequence[Message]) -> Route | None:
 
 
 def _has_foreign_tools(request: ChatRequest) -> bool:
-    """Whether it has tools that only a provider knows, or functions as OpenAI had them before tools."""
-    foreign = any(tool.get("type", "function") != "function" for tool in request.tools)
-    return (foreign and request.tool_choice != "none") or bool(request.extra.get("functions"))
+    """Whether it has tools that only a provider knows, calls of such, or functions as OpenAI had them before tools."""
+    offered = request.tools if request.tool_choice != "none" else ()
+    made = (call for message in request.messages for call in message.get("tool_calls") or ())
+    foreign = any(each.get("type", "function") != "function" for each in chain(offered, made))
+    return foreign or bool(request.extra.get("functions"))
 
 
 def _has_media(content: object) -> bool:

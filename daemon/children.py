@@ -19,13 +19,13 @@ from daemon import kept, resolve
 from daemon.config import Settings
 from daemon.confine import Confinement
 from daemon.link import Message, WorkerDown, WorkerName, WorkerUp
-from daemon.tasks import Tasks
+from daemon.tasks import Tasks, in_thread
 from models.store import Store, StoreError
 
 log = logging.getLogger(__name__)
 
-STOP_SECONDS = 4.0
-"""What a child gets between SIGTERM and SIGKILL."""
+STOP_SECONDS, ANSWERING_SECONDS = 4.5, 2.8
+"""What all children get until SIGKILL, and the gateway of it, which gives answers under way less."""
 RESTART_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses before restarts of a worker that keeps ending without an answer; one that gave any starts over."""
 STEADY_SECONDS = 60.0
@@ -138,29 +138,38 @@ class Children:
             self._tracing = True
             self._tasks.start(self._trace())
         elif anew and self._traces:
-            self._traces.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                self._traces.terminate()
 
     async def stop(self) -> None:
         """End every child, and start none again."""
         self._stopping = True
-        children = [worker.process for worker in (*self._workers.values(), *self._retired)]
+        deadline = asyncio.get_running_loop().time() + STOP_SECONDS
         if self.gateway:
-            children.insert(0, self.gateway)
-        await asyncio.gather(*map(_end, children))
-        if self._traces:
-            # The last one: the gateway writes what is still to be sent.
-            await _end(self._traces)
+            # The first one: answers under way need their workers, and it writes what traces are to be sent of.
+            await _end(self.gateway, ANSWERING_SECONDS)
+        rest = [worker.process for worker in (*self._workers.values(), *self._retired)]
+        rest += [self._traces] if self._traces else []
+        left = deadline - asyncio.get_running_loop().time()
+        await asyncio.gather(*(_end(process, left) for process in rest))
 
     async def _trace(self) -> None:
         """Keep the process that sends traces running while there may be one."""
+        # What the one before has sent last. After privacy mode nothing that was recorded in it is sent.
+        sent: tuple[str, ...] = ()
         while self.settings.telemetry.otlp_endpoint and not (self._stopping or self._forbidden("traces")):
             ours, theirs = socket.socketpair()
             with ours, theirs:
-                self._traces = await self._child("daemon.traces", [theirs], env=_harmless_environment())
+                self._traces = await self._child(
+                    "daemon.traces", [theirs], *sent, env=_harmless_environment(), stdout=PIPE
+                )
                 theirs.close()
                 if self._forbidden("traces"):
                     # As for a worker.
                     _kill(self._traces)
+                assert self._traces.stdout is not None
+                async for line in self._traces.stdout:
+                    sent = (line.decode().strip(),)
                 status = await self._traces.wait()
             self._traces = None
             if status and not self._stopping and not self._forbidden("traces"):
@@ -173,41 +182,45 @@ class Children:
             self._starting.add(name)
             try:
                 await self._start_one(name)
+            except OSError as error:
+                self._tell(WorkerDown(name, f"it cannot be started ({error.strerror})"))
             finally:
                 self._starting.discard(name)
 
     async def _start_one(self, name: WorkerName) -> None:
-        if why := self._forbidden(name):
+        if why := self._kept_from(name):
             self._tell(WorkerDown(name, why))
             return
         role = "remote" if name == "local" and self.settings.local.endpoint else name
         if role == "local":
             try:
                 # In a thread: a file that was never verified is hashed first.
-                await asyncio.to_thread(resolve.local, self.settings.local, self._store)
+                await in_thread(resolve.local, self.settings.local, self._store)
             except StoreError as error:
                 self._tell(WorkerDown("local", str(error)))
                 return
         ours, theirs = socket.socketpair()
-        with theirs:
+        with ours, theirs:
             if role == "local":
                 process = await self._child("daemon.worker", [theirs], role, env=_harmless_environment(), stdout=PIPE)
                 self._tasks.start(self._hear_confinement(name, process))
             else:
                 process = await self._child("daemon.worker", [theirs], role)
-        if why := self._forbidden(name):
-            # It was forbidden while the process was being made.
-            _kill(process)
-            ours.close()
-            self._tell(WorkerDown(name, why))
-            return
-        worker = Worker(process, asyncio.get_running_loop().time())
-        if name in self._workers:
-            self._retired.add(self._workers[name])
-        self._workers[name] = worker
-        self._tell(WorkerUp(name), ours)
-        ours.close()
+            if why := self._kept_from(name):
+                # It was forbidden while the process was being made.
+                _kill(process)
+                self._tell(WorkerDown(name, why))
+                return
+            worker = Worker(process, asyncio.get_running_loop().time())
+            if name in self._workers:
+                self._retired.add(self._workers[name])
+            self._workers[name] = worker
+            self._tell(WorkerUp(name), ours)
         self._tasks.start(self._watch(name, worker))
+
+    def _kept_from(self, name: WorkerName) -> str:
+        """Why it may not be started, or nothing."""
+        return "upcall is stopping" if self._stopping else self._forbidden(name)
 
     async def _child(self, module: str, socks: Sequence[socket.socket], *arguments: str, **options: Any) -> Process:
         """A Python process that inherits `socks` and reads the settings from its standard input."""
@@ -235,7 +248,7 @@ class Children:
             return
         del self._workers[name]
         if name == "cloud":
-            self._tell(WorkerDown("cloud", "it ended" if status == 0 else f"it ended with status {status}"))
+            self._tell(WorkerDown("cloud", "it ended" if status == 0 else f"it ended with status {status}", ended=True))
             return
         loop = asyncio.get_running_loop()
         steady = loop.time() - worker.started > STEADY_SECONDS
@@ -266,12 +279,12 @@ def _kill(process: Process) -> None:
         process.kill()
 
 
-async def _end(process: Process) -> None:
+async def _end(process: Process, seconds: float) -> None:
     if process.returncode is not None:
         return
     process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        await asyncio.wait_for(process.wait(), seconds)
     except TimeoutError:
-        process.kill()
+        _kill(process)
         await process.wait()

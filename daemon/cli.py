@@ -38,9 +38,11 @@ def main() -> None:
     try:
         cli()
     except Exception as error:
+        from models.llama.errors import LoadError
         from models.store import StoreError
+        from routers.interface import RouterError
 
-        if not isinstance(error, StoreError | OSError):
+        if not isinstance(error, StoreError | LoadError | RouterError | OSError):
             raise
         click.echo(f"upcall: {error}", err=True)
         sys.exit(1)

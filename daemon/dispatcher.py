@@ -64,7 +64,8 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What the answer cost, and what it would have cost in the cloud, at list prices in US dollars."""
+    """What the request cost, every model that was asked for it counted, and how much less that is than the cloud alone
+    would have cost; at list prices in US dollars."""
 
     cost: float
     saved: float
@@ -103,6 +104,7 @@ class Dispatcher:
         if first.sight and recent.may_keep(self._settings, self._workers.standing.privacy):
             self._recent.note(id, first.sight)
         chosen: Chosen | None = first
+        paid = 0.0
         while chosen:
             begun = False
             failure: Failure | None = None
@@ -128,10 +130,11 @@ class Dispatcher:
                         if isinstance(event, Usage) and hold:
                             hold.used(event)
                         yield event
-                        if isinstance(event, Usage) and (bill := self._bill(chosen.decision, event, hold)):
+                        if isinstance(event, Usage) and (bill := self._bill(chosen.decision, event, hold, paid)):
                             yield bill
                 if failure and hold:
                     hold.failed(failure.lost)
+            paid += hold.usd if hold else 0.0
             if doubted and chosen.decision.route == "cloud":
                 chosen = replace(doubted(), close=False, wasted_tokens=chosen.verdict.tokens if chosen.verdict else 0)
                 continue
@@ -142,11 +145,11 @@ class Dispatcher:
                 yield self._explained(chosen.decision, failure)
             chosen = turned
 
-    def _bill(self, decision: Decision, usage: Usage, hold: Hold | None) -> Bill | None:
+    def _bill(self, decision: Decision, usage: Usage, hold: Hold | None, paid: float) -> Bill | None:
         if hold:
-            return Bill(hold.usd, 0.0)
+            return Bill(paid + hold.usd, 0.0)
         price = self._price()
-        return Bill(0.0, price.of(usage)) if price and decision.route == "local" else None
+        return Bill(paid, max(price.of(usage) - paid, 0.0)) if price and decision.route == "local" else None
 
     async def decide(self, request: ChatRequest, wish: Wish) -> Chosen:
         """The decision alone: runs no model and opens no connection. Raises as `answer` does."""
@@ -225,7 +228,8 @@ class Dispatcher:
         )
 
     def _price(self, hop: int = 0) -> Price | None:
-        return self._workers.prices[hop] if self._workers.prices else None
+        prices = self._workers.prices if self._workers.cloud == self._settings.cloud else None
+        return prices[hop] if prices else None
 
     def _most(self, request: ChatRequest, hop: int) -> float | None:
         """What that cloud model can charge for `request`, in US dollars; `None` where its price is not known."""
@@ -244,8 +248,9 @@ class Dispatcher:
         return True
 
     def _hold(self, chosen: Chosen, request: ChatRequest, id: str, wire: str) -> AbstractContextManager[Hold | None]:
-        price, most = self._price(chosen.hop), self._most(request, chosen.hop)
-        if chosen.decision.route == "local" or price is None or most is None:
+        price = None if chosen.decision.route == "local" else self._price(chosen.hop)
+        most = self._most(request, chosen.hop) if price else None
+        if price is None or most is None:
             return nullcontext()
         return self._budget.hold(price, most, id, wire, chosen.model)
 
@@ -262,14 +267,19 @@ class Dispatcher:
 
     async def _run(self, chosen: Chosen, request: ChatRequest, hold: Hold | None) -> AsyncGenerator[Event, None]:
         route = chosen.decision.route
+        # What is set aside is to be in the file before the call, should this process not see its end.
+        if route == "cloud" and self._settings.budget.limited and not await self.ledger.written():
+            yield Failure(FailureCode.UNAVAILABLE, "The ledger, which counts for the budget, cannot be written now.")
+            return
         model = await self._workers.get(route)
         if model is None:
             why = self._workers.why_down.get(route, "it did not start in time")
             yield Failure(FailureCode.UNAVAILABLE, f"The {route} model is not running: {why}")
             return
-        if route == "cloud" and self._settings.budget.limited:
-            # What is set aside is to be in the file before the call, should this process not see its end.
-            await self.ledger.written()
+        if route == "cloud" and self._workers.cloud != self._settings.cloud:
+            message = "The settings of the cloud were reloaded since this prompt was decided on; ask again."
+            yield Failure(FailureCode.UNAVAILABLE, message)
+            return
         if hold:
             hold.sent()
         async with aclosing(model.chat(request, chosen.hop)) as events:

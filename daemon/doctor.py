@@ -21,6 +21,7 @@ from daemon.client import DaemonError, NotRunning, TokenUnreadable, call
 from daemon.config import Settings
 from daemon.history import opened
 from daemon.ledger import LedgerError, default_path
+from models.fetch import file_sha256
 from models.store import Store, StoreError
 
 State: TypeAlias = Literal["ok", "note", "bad"]
@@ -148,20 +149,30 @@ def _endpoint(settings: Settings) -> Finding:
 
 
 def _router(settings: Settings) -> Iterator[Finding]:
-    from daemon.scorer import own_calibrations
+    from daemon.scorer import CAUSAL, own_calibrations
     from routers.calibration import threshold_for_share
+    from routers.causal_llm import reading
     from routers.interface import RouterError
     from routers.registry import load
 
     name, share = settings.routing.router, settings.routing.cloud_share
     try:
-        router = load(name, Store().path("use-multilingual"))
-        score = float(router.score(["Why is the sky blue?"])[0])
-        threshold = settings.routing.threshold or threshold_for_share(name, share, own_calibrations())
+        if name == CAUSAL:
+            judge = resolve.local(settings.local, Store())
+            found = reading(judge.sha256 or file_sha256(Path(judge.path)))
+            threshold = found.calibration.threshold(share)
+            version, tried = found.version, f"is calibrated for {judge.name}"
+        else:
+            router = load(name, Store().path("use-multilingual"))
+            score = float(router.score(["Why is the sky blue?"])[0])
+            threshold = threshold_for_share(name, share, own_calibrations())
+            version, tried = router.version, f"scores (a sample {score:.3f})"
     except (RouterError, StoreError) as error:
         yield Finding("router", "bad", f"{error}; until then nothing goes up")
         return
-    yield Finding("router", "ok", f"{name}@{router.version} scores (a sample {score:.3f}), threshold {threshold:.3f}")
+    fixed = settings.routing.threshold
+    threshold = threshold if fixed is None else fixed
+    yield Finding("router", "ok", f"{name}@{version} {tried}, threshold {threshold:.3f}")
 
 
 def _cloud(settings: Settings) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 from daemon.history import UnknownDecisionError
 from daemon.ledger import LedgerError, Record, open_for_writing
@@ -14,7 +14,6 @@ from daemon.recent import Sight
 
 Verdict: TypeAlias = Literal["right", "wrong"]
 """On where a prompt was answered."""
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True, slots=True)

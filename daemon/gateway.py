@@ -14,7 +14,7 @@ from pathlib import Path
 import platformdirs
 from aiohttp import web
 
-from daemon import listening
+from daemon import listening, recent
 from daemon.app import build
 from daemon.budget import Budget
 from daemon.config import Settings
@@ -27,6 +27,7 @@ from daemon.patience import Patience
 from daemon.recent import Recent
 from daemon.scorer import Scorer, UnknownRouterError
 from daemon.systemd import ActivationError
+from daemon.tasks import Tasks
 from daemon.workers import Workers
 from models.store import Store
 
@@ -76,21 +77,12 @@ async def serve(settings: Settings, listener: socket.socket, link: socket.socket
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await gateway.start()
     workers.announce(listening.url(listener), confinement)
-    background = [
-        asyncio.create_task(work)
-        for work in (
-            gateway.load(),
-            gateway.count(),
-            workers.rest_cloud(),
-            gateway.reload(),
-            workers.supervisor_gone.wait(),
-            stop.wait(),
-        )
-    ]
-    await asyncio.wait(background[3:], return_when=asyncio.FIRST_COMPLETED)
+    background = Tasks()
+    for work in (gateway.load(), gateway.count(), gateway.reload(), gateway.forget(), workers.rest_cloud()):
+        background.start(work)
+    ends = [asyncio.create_task(end.wait()) for end in (workers.supervisor_gone, stop)]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     await gateway.close()
-    for task in background:
-        task.cancel()
     await workers.close()
     ledger.close()
 
@@ -124,8 +116,9 @@ class Gateway:
         self._scorer = Scorer(settings.routing, Store(), self._judge)
         self._metrics = Metrics()
         self._recent = Recent()
+        workers.on_privacy = self._keep_nothing
         self._serving: list[Serving] = []
-        self._finishing: set[asyncio.Task[None]] = set()
+        self._finishing = Tasks()
 
     async def start(self) -> None:
         self._serving.append(await self._serve(self._settings, self._scorer))
@@ -137,31 +130,31 @@ class Gateway:
         """Count what requests come to. Never returns."""
         await self._metrics.follow(self._budget.ledger)
 
+    async def forget(self) -> None:
+        """Hold embeddings for minutes only. Never returns."""
+        await self._recent.age()
+
     async def reload(self) -> None:
         """Take over settings as the supervisor sends them. Never returns."""
         while True:
             settings = await self._workers.reloads.get()
             before = self._serving[-1]
-            scorer = before.scorer
-            if settings.routing != before.settings.routing or scorer.outdated:
-                scorer = Scorer(settings.routing, Store(), self._judge)
-                try:
-                    await scorer.load()
-                except UnknownRouterError as error:
-                    scorer.close()
-                    self._workers.reloaded(settings, str(error))
-                    continue
-            set_up_logging(settings.log)
-            self._serving.append(await self._serve(settings, scorer))
-            self._workers.reloaded(settings)
-            task = asyncio.create_task(self._finish(before))
-            self._finishing.add(task)
-            task.add_done_callback(self._finishing.discard)
+            try:
+                await self._take_over(settings, before)
+            except UnknownRouterError as error:
+                self._workers.reloaded(settings, str(error))
+            except Exception as error:
+                # Whatever it is, requests are served, and the supervisor waits for a word.
+                self._workers.reloaded(settings, f"the gateway failed to take them over ({error or repr(error)})")
+            else:
+                self._workers.reloaded(settings)
+                self._finishing.start(self._finish(before))
 
     async def close(self) -> None:
         """Stop accepting, and give what is under way `STOP_SECONDS`."""
-        for task in (*self._finishing, *(serving.watch for serving in self._serving)):
-            task.cancel()
+        self._finishing.cancel()
+        for serving in self._serving:
+            serving.watch.cancel()
         await asyncio.gather(*(serving.runner.cleanup() for serving in self._serving))
         for serving in self._serving:
             serving.scorer.close()
@@ -179,6 +172,26 @@ class Gateway:
         await site.start()
         assert runner.server is not None
         return Serving(settings, scorer, runner, listener, site, asyncio.create_task(patience.watch(runner.server)))
+
+    async def _take_over(self, settings: Settings, before: Serving) -> None:
+        scorer = before.scorer
+        if settings.routing != before.settings.routing or scorer.outdated:
+            scorer = Scorer(settings.routing, Store(), self._judge)
+        try:
+            if scorer is not before.scorer:
+                await scorer.load()
+            self._serving.append(await self._serve(settings, scorer))
+        except BaseException:
+            if scorer is not before.scorer:
+                scorer.close()
+            raise
+        set_up_logging(settings.log)
+        self._keep_nothing()
+
+    def _keep_nothing(self) -> None:
+        """Of what is not to be held now."""
+        if not recent.may_keep(self._serving[-1].settings, self._workers.standing.privacy):
+            self._recent.clear()
 
     async def _finish(self, serving: Serving) -> None:
         # A connection takes some turns of the loop from being accepted to its first request. In these asyncio would

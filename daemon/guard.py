@@ -60,7 +60,6 @@ class Guard:
         if origin and request.method == hdrs.METH_OPTIONS:
             return web.Response(status=204, headers=PREFLIGHT)
         self._check_token(request)
-        await _check_body(request)
         return await self._handle(request, handler)
 
     async def grant(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -77,6 +76,7 @@ class Guard:
             raise ApiError(429, message, retry_after=1)
         self._open[client] += 1
         try:
+            await _check_body(request)
             return await handler(request)
         finally:
             self._open[client] -= 1

@@ -105,15 +105,6 @@ def find(name: str, timeout: float = 5.0) -> str:
     return _ask(_Order("find", name), timeout).secret
 
 
-def state(name: str, timeout: float = 5.0) -> KeyState:
-    """Whether `find` would succeed, without reading the key."""
-    try:
-        where(name, timeout)
-    except KeyUnavailable as error:
-        return error.state
-    return KeyState.OK
-
-
 def where(name: str, timeout: float = 5.0) -> str:
     """The place that `find` reads the key from, for people. Raises KeyUnavailable."""
     credential = _credential(name)

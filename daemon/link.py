@@ -1,8 +1,9 @@
 """The line between supervisor and gateway: small messages over a SOCK_SEQPACKET pair, some with a worker's socket."""
 
 import asyncio
-import contextlib
+import os
 import socket
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
@@ -15,7 +16,9 @@ from daemon.prices import Price
 
 WorkerName: TypeAlias = Literal["local", "cloud"]
 
-MAX_MESSAGE = 64 * 2**10
+MAX_MESSAGE = 32 * 2**10
+"""Bytes. What is longer, as settings with thousands of keywords are, travels as a file in memory beside `_LONG`."""
+_LONG = b"long"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +63,19 @@ class PrivacySet:
 
 @dataclass(frozen=True, slots=True)
 class SetShare:
-    """The supervisor is to keep this share of prompts that may go up, and to reload."""
+    """The supervisor is to keep this share of prompts that may go up, to reload, and to answer with `ShareSet`."""
 
     cloud_share: float
     kind: Literal["set_share"] = "set_share"
+
+
+@dataclass(frozen=True, slots=True)
+class ShareSet:
+    """What became of the earliest `SetShare` that has no answer yet."""
+
+    trouble: str
+    """Why the share is as it was: on one line, or nothing."""
+    kind: Literal["share_set"] = "share_set"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +114,17 @@ class WorkerDown:
 
     worker: WorkerName
     why: str
+    ended: bool = False
+    """One that ran: what is started in its place is on its way already, where it was asked for."""
     kind: Literal["worker_down"] = "worker_down"
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """The worker that ran until now has settings of before a reload, and is to finish what it has begun."""
+
+    worker: WorkerName
+    kind: Literal["retired"] = "retired"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +150,8 @@ class Standing:
     """The sentence for people about that key."""
     keys: tuple[CloudKey, ...] = ()
     """Of every cloud model, in order of preference, once they were looked for."""
+    looks: int = 0
+    """How often they were."""
     confined: dict[str, Confinement] = field(default_factory=dict)
     """What the kernel holds the gateway and the local worker to, by their names."""
     token_sha256: str | None = None
@@ -176,11 +200,13 @@ Message: TypeAlias = (
     | SetPrivacy
     | PrivacySet
     | SetShare
+    | ShareSet
     | CheckKey
     | Measure
     | Memory
     | WorkerUp
     | WorkerDown
+    | Retired
     | Standing
     | Priced
     | Reload
@@ -197,6 +223,8 @@ class Link:
         sock.setblocking(False)
         self._sock = sock
         self._on_message = on_message
+        self._unsent = deque[tuple[bytes, list[int]]]()
+        """Bodies with the file descriptors that travel with them, while the other end reads nothing."""
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock, self._read)
@@ -205,26 +233,64 @@ class Link:
         """Send `message`, and with it a duplicate of `worker`. A peer that is gone is noticed by reading, not here."""
         if self._closed:
             return
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            fds = [] if worker is None else [worker.fileno()]
-            socket.send_fds(self._sock, [_MESSAGE.dump_json(message)], fds)
+        body = _MESSAGE.dump_json(message)
+        fds = [] if worker is None else [os.dup(worker.fileno())]
+        if len(body) > MAX_MESSAGE:
+            body, fds = _LONG, [_in_memory(body), *fds]
+        self._unsent.append((body, fds))
+        self._flush()
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
             self._sock.close()
+            for _, fds in self._unsent:
+                _close(fds)
+            self._unsent.clear()
+
+    def _flush(self) -> None:
+        while self._unsent:
+            body, fds = self._unsent[0]
+            try:
+                socket.send_fds(self._sock, [body], fds)
+            except BlockingIOError:
+                self._loop.add_writer(self._sock, self._flush)
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+            self._unsent.popleft()
+            _close(fds)
+        self._loop.remove_writer(self._sock)
 
     def _read(self) -> None:
         try:
-            body, fds, _, _ = socket.recv_fds(self._sock, MAX_MESSAGE, 1)
+            body, fds, _, _ = socket.recv_fds(self._sock, MAX_MESSAGE, 2)
         except BlockingIOError:
             return
         except ConnectionResetError:
             body, fds = b"", []
+        if body == _LONG:
+            with open(fds.pop(0), "rb") as file:
+                body = file.read()
         worker = socket.socket(fileno=fds[0]) if fds else None
         if not body:
             self.close()
             self._on_message(None, None)
         else:
             self._on_message(_MESSAGE.validate_json(body), worker)
+
+
+def _in_memory(body: bytes) -> int:
+    """A file in memory with `body`, to be read from its start."""
+    fd = os.memfd_create("message")
+    with open(fd, "wb", closefd=False) as file:
+        file.write(body)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -35,6 +35,7 @@ class Reason(Enum):
     MAX_COST = "the cloud may charge more than the request allows"
     UNKNOWN_PRICE = "the cloud model's price is not known: set it under prices, or cloud.unknown_price"
     NO_ROUTER = "no router is loaded, so nothing goes up; `upcall pull` fetches its encoder"
+    NO_USER_TURN = "no words of the user are in the conversation for the router to score, so it stays here"
     NOT_JUDGED = "the local model had no time to judge the prompt, so it stays here"
     NOT_CALIBRATED = "causal_llm is not calibrated for this local model: run `upcall judge train`; nothing goes up"
 

@@ -1,5 +1,6 @@
 """What the router saw of the latest prompts, in memory alone: minutes, until a verdict on a decision asks for it."""
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -39,13 +40,12 @@ class Recent:
     def note(self, id: str, sight: Sight) -> None:
         """Hold `sight` as that of request `id`, and let go of what is too old or too many."""
         self._held[id] = (self._now(), sight)
-        while len(self._held) > MOST or next(iter(self._held.values()))[0] < self._now() - SECONDS:
-            self._held.popitem(last=False)
+        self._let_go()
 
     def of(self, id: str) -> Sight | None:
         """What is held of request `id`."""
-        when, sight = self._held.get(id, (0.0, None))
-        return sight if sight and when >= self._now() - SECONDS else None
+        self._let_go()
+        return self._held[id][1] if id in self._held else None
 
     def drop(self, id: str) -> None:
         """Let go of request `id`."""
@@ -54,3 +54,14 @@ class Recent:
     def clear(self) -> None:
         """Let go of everything."""
         self._held.clear()
+
+    async def age(self) -> None:
+        """Let go of what is too old though nobody asks. Never returns."""
+        while True:
+            await asyncio.sleep(SECONDS / 30)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        oldest = self._now() - SECONDS
+        while self._held and (len(self._held) > MOST or next(iter(self._held.values()))[0] < oldest):
+            self._held.popitem(last=False)

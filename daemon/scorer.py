@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from routers.calibration import Calibration
     from routers.causal_llm import Reading
     from routers.correction import Correction
-    from routers.encoder import Encoder
     from routers.follow_up import FollowUps
     from routers.interface import Router
     from routers.knn import Neighbour
@@ -105,7 +104,6 @@ class Scorer:
         self._loaded: dict[str, Loaded] = {}
         self._readings: dict[str, Calibrated] = {}
         self._failed: dict[str, float] = {}
-        self._encoder: Encoder | None = None
         self._follow_ups: FollowUps | None = None
         self._corrections = _stamps()
         self.trouble = ""
@@ -151,7 +149,7 @@ class Scorer:
         return self._corrections != _stamps()
 
     def close(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
@@ -159,13 +157,11 @@ class Scorer:
     def _look(self, turns: Sequence[str], name: str, threshold: float | None) -> Look:
         start = time.perf_counter()
         loaded = self._load(name)
-        if loaded is None or not turns:
+        if loaded is None:
             return Look(None, 1.0, None, 0.0)
-        from routers.knn import NearestNeighboursRouter
-
-        turns, scores, sight = self._rated(loaded, turns)
-        router, hardest = loaded.router, turns[scores.index(max(scores))]
-        near = router.explain(hardest) if isinstance(router, NearestNeighboursRouter) else ()
+        if not turns:
+            return Look(None, 1.0, None, 0.0, Reason.NO_USER_TURN)
+        scores, sight, near = self._rated(loaded, turns)
         limit, taken = loaded.threshold if threshold is None else threshold, _milliseconds(start)
         score = conversation_score(scores)
         return Look(score, limit, loaded.label, taken, neighbours=near, calibration=loaded.calibration, sight=sight)
@@ -181,7 +177,7 @@ class Scorer:
         except (TimeoutError, NotJudgedError):
             return Look(None, 1.0, None, _milliseconds(start), Reason.NOT_JUDGED)
         if not turns:
-            return Look(None, 1.0, None, 0.0)
+            return Look(None, 1.0, None, 0.0, Reason.NO_USER_TURN)
         score = conversation_score([float(score) for score in loaded.reading.rate(logs)])
         limit, label = loaded.threshold if threshold is None else threshold, f"{CAUSAL}@{loaded.reading.version}"
         return Look(score, limit, label, _milliseconds(start), calibration=loaded.reading.calibration)
@@ -220,20 +216,18 @@ class Scorer:
         return threshold_for_share(self._routing.router, cloud_share, own_calibrations()), loaded.label
 
     def _names(self) -> Sequence[str]:
-        from routers.registry import ROUTERS
+        from routers.registry import NAMES
 
-        return sorted(ROUTERS)
+        return sorted(NAMES)
 
     def _embed(self, piece: str) -> "NDArray[np.float32]":
-        from routers.encoder import Encoder
+        from routers.encoder import shared
         from routers.interface import RouterError
 
-        if self._encoder is None:
-            try:
-                self._encoder = Encoder(self._store.path("use-multilingual"))
-            except (RouterError, StoreError) as error:
-                raise NoEncoderError(str(error)) from None
-        return self._encoder.embed([piece])
+        try:
+            return shared(self._store.path("use-multilingual")).embed([piece])
+        except (RouterError, StoreError, OSError) as error:
+            raise NoEncoderError(str(error)) from None
 
     def _load(self, name: str) -> "Loaded | None":
         # Imported here, in the thread, so that the gateway listens before ONNX is loaded.
@@ -255,7 +249,7 @@ class Scorer:
             calibration = in_force(name, own_calibrations())
             threshold = calibration.threshold(self._routing.cloud_share) if raw is None else raw
             learnt = correction.in_force(name, router.version, own_corrections())
-        except (RouterError, StoreError) as error:
+        except (RouterError, StoreError, OSError) as error:
             self._failed[name] = time.monotonic() + RETRY_SECONDS
             self._trouble(name, str(error))
             return None
@@ -267,15 +261,16 @@ class Scorer:
         self._loaded[name] = Loaded(router, threshold, calibration, label, learnt[0] if learnt else None)
         return self._loaded[name]
 
-    def _rated(self, loaded: Loaded, turns: Sequence[str]) -> tuple[Sequence[str], list[float], Sight | None]:
-        """Those of `turns` that count, their scores, and what the router saw of the hardest, where it goes by
-        embeddings."""
+    def _rated(self, loaded: Loaded, turns: Sequence[str]) -> "tuple[list[float], Sight | None, Sequence[Neighbour]]":
+        """The scores of those of `turns` that count; of the hardest what the router saw, where it goes by embeddings,
+        and its neighbours."""
         from routers.correction import EmbeddingRouter
         from routers.follow_up import FollowUps
+        from routers.knn import NearestNeighboursRouter
 
         router = loaded.router
         if not isinstance(router, EmbeddingRouter):
-            return turns, [float(score) for score in router.score(turns)], None
+            return [float(score) for score in router.score(turns)], None, ()
         vectors = router.encoder.embed(turns)
         if len(turns) > 1:
             self._follow_ups = self._follow_ups or FollowUps()
@@ -286,7 +281,7 @@ class Scorer:
         scores = [float(score) for score in (loaded.correction.of(own, vectors) if loaded.correction else own)]
         row = scores.index(max(scores))
         sight = Sight(f"{router.name}@{router.version}", float(own[row]), vectors[row].astype("<f2").tobytes())
-        return turns, scores, sight
+        return scores, sight, router.explain(vectors[row]) if isinstance(router, NearestNeighboursRouter) else ()
 
     def _trouble(self, name: str, text: str) -> None:
         if name == self._routing.router:

@@ -34,9 +34,9 @@ class Recogniser:
     def __init__(self, settings: Sensitive) -> None:
         self._kinds = tuple(_chosen(settings))
 
-    def find(self, messages: Iterable[Mapping[str, Any]]) -> str | None:
-        """The name of the first kind that any message holds, whoever wrote it; `None` if there is none."""
-        texts = [_window(text) for message in messages for text in _strings(message)]
+    def find(self, said: Iterable[Mapping[str, Any]]) -> str | None:
+        """The name of the first kind that anything in `said` holds, whoever wrote it; `None` if there is none."""
+        texts = [_window(text) for each in said for text in _strings(each)]
         return next((kind.name for kind in self._kinds if any(kind.found_in(text) for text in texts)), None)
 
 

@@ -31,15 +31,17 @@ from daemon.link import (
     PrivacySet,
     Reload,
     Reloaded,
+    Retired,
     SetPrivacy,
     SetShare,
+    ShareSet,
     Standing,
     Want,
     WorkerName,
 )
 from daemon.logs import set_up_logging
 from daemon.reload import takeover
-from daemon.tasks import Tasks
+from daemon.tasks import Tasks, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class Supervisor:
         """Where requests are served, once they are."""
         self._listening = asyncio.Event()
         self._reloading = asyncio.Lock()
+        self._sharing = asyncio.Lock()
         self._refusals = asyncio.Queue[str]()
         self._switch = privacy.stamp()
         """Of the privacy switch as it was last heard of."""
@@ -80,7 +83,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         # In a terminal SIGHUP says that the terminal is gone.
-        hang_up = self._stopping.set if sys.stderr.isatty() else lambda: self._tasks.start(self._reload())
+        hang_up = self._stopping.set if sys.stderr.isatty() else lambda: self._tasks.start(self._hear_hangup())
         loop.add_signal_handler(signal.SIGHUP, hang_up)
         try:
             self._stand(token_sha256=await self._token_sha256())
@@ -109,10 +112,13 @@ class Supervisor:
             log.error("the gateway ended unexpectedly with status %s", gateway_end.result())
         return gateway_end.result() or 1
 
+    async def _hear_hangup(self) -> None:
+        await self._reload()
+
     async def _token_sha256(self) -> str | None:
         if not self._settings.server.token:
             return None
-        token = await asyncio.to_thread(keys.find, keys.SERVER_TOKEN)
+        token = await in_thread(keys.find, keys.SERVER_TOKEN)
         return hashlib.sha256(token.encode()).hexdigest()
 
     async def _start_gateway(self) -> None:
@@ -249,12 +255,16 @@ class Supervisor:
             self._children.keep_nothing()
 
     async def _set_share(self, cloud_share: float) -> None:
-        try:
-            share.remember(cloud_share, self._reread())
-        except (ConfigError, OSError) as error:
-            log.error("the share of prompts that may go up was not set: %s", error)
-            return
-        await self._reload()
+        # One after the other, since the answers name no question.
+        async with self._sharing:
+            try:
+                share.remember(cloud_share, self._reread())
+            except (ConfigError, OSError) as error:
+                trouble = "; ".join(str(error).splitlines())
+                log.error("the share of prompts that may go up was not set: %s", trouble)
+            else:
+                trouble = await self._reload()
+            self._tell(ShareSet(trouble))
 
     async def _ask_for_beats(self) -> None:
         """Feed systemd's watchdog with what the gateway's event loop sends back, and with nothing else."""
@@ -263,7 +273,8 @@ class Supervisor:
                 self._tell(Beat())
                 await asyncio.sleep(seconds / BEATS_PER_TIMEOUT)
 
-    async def _reload(self) -> None:
+    async def _reload(self) -> str:
+        """Serve by the settings as they are now; otherwise the reason why not, on one line."""
         async with self._reloading:
             await self._listening.wait()
             systemd.reloading()
@@ -272,9 +283,9 @@ class Supervisor:
                 log.error("the settings were not reloaded, the earlier ones hold: %s", refusal)
             status = f"Listening on {self._url}" + (f"; settings not reloaded: {refusal}" if refusal else "")
             systemd.notify("READY=1", f"STATUS={status}")
+            return refusal
 
     async def _take_over_settings(self) -> str:
-        """Serve by the settings as they are now; otherwise the reason why not, on one line."""
         try:
             settings, left = takeover(self._settings, share.applied(self._reread()))
         except ConfigError as error:
@@ -291,6 +302,7 @@ class Supervisor:
         set_up_logging(settings.log)
         if cloud_changed:
             self._children.retire_cloud()
+            self._tell(Retired("cloud"))
         if prices_changed:
             self._tasks.start(self._look_up_prices())
         self._stand(privacy=privacy.is_on(settings) or self._unremembered, pinned=settings.privacy.mode)
@@ -304,15 +316,19 @@ class Supervisor:
 
     async def _look_for_key(self) -> None:
         found: list[CloudKey] = []
-        for cloud in resolve.clouds(self._settings.cloud):
+        settings = self._settings
+        for cloud in resolve.clouds(settings.cloud):
             name = cloud.key_name
             try:
-                where = await asyncio.to_thread(keys.where, name) if name else "the endpoint asks for no key"
+                where = await in_thread(keys.where, name) if name else "the endpoint asks for no key"
                 found.append(CloudKey(cloud.name, True, where))
             except (keys.KeyUnavailable, ValueError) as error:
                 found.append(CloudKey(cloud.name, False, str(error)))
         best = next((key for key in found if key.there), found[0])
-        self._stand(has_key=best.there, key=best.detail, keys=tuple(found))
+        # A look that a reload overtook says nothing about the models of now; that reload has its own.
+        if settings.cloud == self._settings.cloud:
+            looks = self._standing.looks + 1
+            self._stand(has_key=best.there, key=best.detail, keys=tuple(found), looks=looks)
 
     async def _look_up_prices(self) -> None:
         settings = self._settings

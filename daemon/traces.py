@@ -1,8 +1,10 @@
-"""The process that sends traces: `python -m daemon.traces LINE`, with the settings on standard input.
+"""The process that sends traces: `python -m daemon.traces LINE [SENT]`, with the settings on standard input.
 
 The gateway sees prompts and so cannot connect. This process can, and sees none: it reads what the ledger has of each
 finished request, and makes a span of that by OpenTelemetry's conventions
 (https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/). It ends when LINE, an inherited socket, is closed.
+SENT is the ledger's number of the last request that needs no span; the number of each later one that has been sent is
+printed, for the process after this one.
 """
 
 import logging
@@ -36,11 +38,11 @@ LOCAL_PROVIDER = "llama.cpp"
 
 
 def main() -> None:
-    settings = Settings.model_validate_json(sys.stdin.buffer.read())
-    set_up_logging(settings.log)
     line = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGTERM, lambda *_: line.shutdown(socket.SHUT_RDWR))
-    traces = Traces(settings, default_path())
+    settings = Settings.model_validate_json(sys.stdin.buffer.read())
+    set_up_logging(settings.log)
+    traces = Traces(settings, default_path(), *map(int, sys.argv[2:]))
     well = True
     while not select.select([line], [], [], POLL_SECONDS if well else REST_SECONDS)[0]:
         well = traces.send()
@@ -49,12 +51,12 @@ def main() -> None:
 
 
 class Traces:
-    """Spans of the requests that the ledger gets from now on."""
+    """Spans of the requests that the ledger gets from now on, or has from behind the one with the number `sent` on."""
 
-    def __init__(self, settings: Settings, ledger: Path) -> None:
+    def __init__(self, settings: Settings, ledger: Path, sent: int | None = None) -> None:
         self._ledger = ledger
         # Before the imports, which take a while.
-        self._last = self._latest()
+        self._note_sent(self._latest() if sent is None else sent)
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
 
@@ -73,7 +75,7 @@ class Traces:
         try:
             while not trouble and (new := self._newer()):
                 if self._exporter.export([self._span(record) for _, record in new]).name == "SUCCESS":
-                    self._last = new[-1][0]
+                    self._note_sent(new[-1][0])
                 else:
                     trouble = f"{self._endpoint} takes no spans; is a collector there, with OTLP over HTTP?"
         except LedgerError as error:
@@ -84,6 +86,10 @@ class Traces:
             log.info("traces are sent again")
         self._trouble = trouble
         return not trouble
+
+    def _note_sent(self, number: int) -> None:
+        self._last = number
+        print(number, flush=True)
 
     def _latest(self) -> int:
         if not self._ledger.exists():

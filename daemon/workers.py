@@ -24,8 +24,10 @@ from daemon.link import (
     PrivacySet,
     Reload,
     Reloaded,
+    Retired,
     SetPrivacy,
     SetShare,
+    ShareSet,
     Standing,
     Want,
     WorkerDown,
@@ -43,6 +45,8 @@ RECHECK_SECONDS = 2.0
 """A missing key or worker is looked for again at most this often."""
 ANSWER_SECONDS = 5.0
 """The supervisor answers within this, or is taken to have said no."""
+RELOAD_SECONDS = 120.0
+"""The same for a reload, which may load a router."""
 FRESH_SECONDS = 1.0
 """What the local worker said of itself so long ago is asked for again, behind the request that looks at it."""
 
@@ -51,6 +55,8 @@ class Workers:
     """Connections to the workers, as the supervisor hands them over."""
 
     def __init__(self, sock: socket.socket, cloud: Cloud) -> None:
+        self.on_privacy: Callable[[], None] = lambda: None
+        """Called when privacy mode is switched on."""
         self.standing = Standing(privacy=True, pinned=True, has_key=False, key="not looked for yet")
         self.prices: Sequence[Price | None] | None = None
         """Of the cloud models, in order of preference; `None` until the supervisor has looked them up, and for one
@@ -62,7 +68,8 @@ class Workers:
         """Settings that the gateway is to take over, each to be answered by `reloaded`."""
         self._reload: Reload | None = None
         """What they came with; the supervisor sends no other before that answer."""
-        self._cloud = cloud
+        self.cloud = cloud
+        """The settings of the cloud worker, and of `prices`."""
         self._clients: dict[WorkerName, WorkerClient] = {}
         self._retired: list[WorkerClient] = []
         self._local = ModelStatus(name="local", state="failed")
@@ -70,9 +77,12 @@ class Workers:
         """Who said that, and when."""
         self._changed = asyncio.Condition()
         self._asked_key = 0.0
-        self._reload_waiters: list[asyncio.Future[str]] = []
+        self._looks_before = -1
+        """The supervisor's for keys when it was asked for one more."""
         self._privacy_waiters = deque[asyncio.Future[str]]()
         """In the order in which the supervisor answers, those that have given up among them."""
+        self._share_waiters = deque[asyncio.Future[str]]()
+        """As those."""
         self._memory: dict[str, int] = {}
         self._tasks = Tasks()
         self._link = Link(sock, self._on_message)
@@ -85,16 +95,12 @@ class Workers:
     def reloaded(self, settings: Settings, refusal: str = "") -> None:
         """Tell the supervisor how a reload went. Where the cloud changed, its worker finishes what it has and goes."""
         if self._reload and not refusal:
-            self._cloud = settings.cloud
+            self.cloud = settings.cloud
             if self._reload.prices_changed:
                 self.prices = None
             if self._reload.cloud_changed and (client := self._clients.pop("cloud", None)):
                 self._retired.append(client)
         self._link.send(Reloaded(refusal))
-        for waiter in self._reload_waiters:
-            if not waiter.done():
-                waiter.set_result(refusal)
-        self._reload_waiters.clear()
 
     async def get(self, name: WorkerName) -> WorkerClient | None:
         """The worker, started if need be; `None`, with `why_down`, where the supervisor could or would not."""
@@ -139,7 +145,7 @@ class Workers:
         """What the cloud models are, in order of preference, where their worker runs just now; otherwise nothing."""
         try:
             if self._alive("cloud"):
-                client, models = self._clients["cloud"], range(len(self._cloud.endpoints))
+                client, models = self._clients["cloud"], range(len(self.cloud.endpoints))
                 return [await client.status(model) for model in models]
         except WorkerGoneError:
             pass
@@ -147,12 +153,8 @@ class Workers:
 
     async def set_privacy(self, on: bool) -> str:
         """Switch privacy mode; a sentence on what is wrong with that, or nothing. `standing` tells whether it holds."""
-        waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._privacy_waiters.append(waiter)
-        self._link.send(SetPrivacy(on))
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                return await waiter
+            return await self._answer(SetPrivacy(on), self._privacy_waiters, ANSWER_SECONDS)
         except TimeoutError:
             return f"Nothing is known of the switch: the supervisor did not answer within {ANSWER_SECONDS:g} s."
 
@@ -163,23 +165,19 @@ class Workers:
 
     async def set_cloud_share(self, share: float) -> str:
         """Let `share` of the prompts go up from now on, and after restarts; why not, or nothing."""
-        waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._reload_waiters.append(waiter)
-        self._link.send(SetShare(share))
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                return await waiter
+            return await self._answer(SetShare(share), self._share_waiters, RELOAD_SECONDS)
         except TimeoutError:
-            return "the settings could not be reloaded; the log says why"
+            return f"nothing is known of it, the supervisor did not answer within {RELOAD_SECONDS:g} s"
 
     async def look_for_key(self) -> bool:
         """Whether there is a key after all, where there was none a while ago."""
-        now = time.monotonic()
-        if not self.standing.has_key and now - self._asked_key > RECHECK_SECONDS:
-            self._asked_key = now
-            before = self.standing
-            self._link.send(CheckKey())
-            await self._until(lambda: self.standing is not before)
+        if not self.standing.has_key:
+            now = time.monotonic()
+            if now - self._asked_key > RECHECK_SECONDS:
+                self._asked_key, self._looks_before = now, self.standing.looks
+                self._link.send(CheckKey())
+            await self._until(lambda: self.standing.looks != self._looks_before)
         return self.standing.has_key
 
     async def learn_prices(self) -> None:
@@ -190,9 +188,9 @@ class Workers:
     async def rest_cloud(self) -> None:
         """Let the cloud worker end, and forget the key, whenever it has been idle for long enough. Never returns."""
         while True:
-            await asyncio.sleep(min(self._cloud.idle_seconds, 30) / 4)
+            await asyncio.sleep(min(self.cloud.idle_seconds, 30) / 4)
             client = self._clients.get("cloud")
-            if client and client.idle_seconds > self._cloud.idle_seconds:
+            if client and client.idle_seconds > self.cloud.idle_seconds:
                 self._retired.append(self._clients.pop("cloud"))
             for client in [client for client in self._retired if client.idle_seconds]:
                 self._retired.remove(client)
@@ -202,6 +200,14 @@ class Workers:
         self._link.close()
         for client in [*self._clients.values(), *self._retired]:
             await client.close()
+
+    async def _answer(self, question: Message, waiting: "deque[asyncio.Future[str]]", seconds: float) -> str:
+        """The supervisor's answer, for which questions wait in their order. Raises `TimeoutError`."""
+        waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        waiting.append(waiter)
+        self._link.send(question)
+        async with asyncio.timeout(seconds):
+            return await waiter
 
     async def _look_again(self) -> None:
         await self.local_status()
@@ -218,24 +224,34 @@ class Workers:
                 case None:
                     self.supervisor_gone.set()
                 case Standing():
+                    switched = message.privacy and not self.standing.privacy
                     self.standing = message
-                case PrivacySet(trouble=trouble):
-                    waiter = self._privacy_waiters.popleft()
+                    if switched:
+                        self.on_privacy()
+                case PrivacySet(trouble=trouble) | ShareSet(trouble=trouble):
+                    waiting = self._privacy_waiters if isinstance(message, PrivacySet) else self._share_waiters
+                    waiter = waiting.popleft()
                     if not waiter.done():
                         waiter.set_result(trouble)
                 case Memory(resident=resident):
                     self._memory = resident
                 case Priced(prices=prices):
                     self.prices = prices
-                case WorkerDown(worker=name, why=why):
+                case WorkerDown(worker=name, why=why, ended=ended):
                     self._clients.pop(name, None)
-                    self.why_down[name] = why
+                    if not (ended and name in self._wanted):
+                        self.why_down[name] = why
+                case Retired(worker=name):
+                    if old := self._clients.pop(name, None):
+                        self._retired.append(old)
                 case WorkerUp(worker=name) if sock is not None:
                     answered = partial(self._link.send, Answered(name))
                     if before := self._clients.get(name):
                         self._retired.append(before)
                     self._clients[name] = await WorkerClient.over(name, sock, answered)
                     self.why_down.pop(name, None)
+                    # From here on what ends is this one.
+                    self._wanted.discard(name)
                 case Reload(settings=settings):
                     self._reload = message
                     self.reloads.put_nowait(settings)

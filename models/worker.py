@@ -75,7 +75,11 @@ async def _handle(
                 _note(error, frame.id)
                 channel.send(Refused(frame.id, "The model failed on this request; see the log."))
         case AskStatus():
-            channel.send(Status(frame.id, await models[frame.model].status()))
+            try:
+                channel.send(Status(frame.id, await models[frame.model].status()))
+            except Exception as error:
+                _note(error, frame.id)
+                channel.send(Refused(frame.id, "The model failed to say how it is; see the log."))
 
 
 async def _reply(model: ChatModel, frame: CountTokens | AskLabels) -> Counted | Weighed:

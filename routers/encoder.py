@@ -11,7 +11,9 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,12 @@ DIMENSION = 512
 HEAD, TAIL = 2000, 1000
 """Characters of a long prompt that are embedded: its first and its last. Attention is quadratic in length, and what is
 asked stands at either end. This is the router's view only; models are sent the whole prompt."""
+
+
+def shared(path: Path) -> "Encoder":
+    """The encoder at `path`, one for all in this process that ask for it. Raises as `Encoder`."""
+    status = path.stat() if path.is_file() else None
+    return _shared(path, status and (status.st_size, status.st_mtime_ns))
 
 
 class Encoder:
@@ -63,6 +71,12 @@ class Encoder:
             if text := readable(prompt):
                 vectors[row] = self._session.run(None, {self._input: np.array([text], dtype=object)})[0][0]
         return np.nan_to_num(vectors, copy=False, posinf=0.0, neginf=0.0)
+
+
+@lru_cache(maxsize=1)
+def _shared(path: Path, _: object) -> Encoder:
+    """The second argument changes with the file."""
+    return Encoder(path)
 
 
 def readable(prompt: str) -> str:
@@ -117,7 +131,22 @@ def _mapped_copy(path: Path) -> Path | None:
             os.rename(scratch, directory)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    _remove_outdated(path, directory)
     return graph if graph.is_file() else None
+
+
+def _remove_outdated(path: Path, kept: Path) -> None:
+    """Copies of another encoder or for another ONNX Runtime, and what a killed process left half written."""
+    for other in path.parent.glob(f"{path.name}.mapped-*"):
+        if other != kept:
+            shutil.rmtree(other, ignore_errors=True)
+    for scratch in path.parent.glob(f".{path.name}.*"):
+        if scratch.stat().st_mtime < time.time() - _SCRATCH_SECONDS:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+_SCRATCH_SECONDS = 3600.0
+"""Nobody takes so long to write a copy."""
 
 
 def _custom_operators() -> str:

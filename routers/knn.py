@@ -51,9 +51,9 @@ class NearestNeighboursRouter:
         lead = [leads(self._known, vector[None])[0] for vector in vectors]
         return self._known.rate(np.array(lead, dtype=np.float32))
 
-    def explain(self, prompt: str, count: int = 5) -> list[Neighbour]:
-        """The `count` nearest known prompts, nearest first."""
-        similarity = self._known.similarity(self.encoder.embed([prompt]))[0]
+    def explain(self, vector: NDArray[np.float32], count: int = 5) -> list[Neighbour]:
+        """The `count` known prompts nearest to the one that the encoder made `vector` of, nearest first."""
+        similarity = self._known.similarity(vector[None])[0]
         nearest = np.argsort(-similarity)[:count]
         parts, part, lead = (self._known.columns[name] for name in ("parts", "part", "lead"))
         return [Neighbour(str(parts[part[row]]), float(similarity[row]), float(lead[row]) / 32) for row in nearest]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from routers.bert import BertRouter
 from routers.causal_llm import CausalRouter, Judge
-from routers.encoder import Encoder
+from routers.encoder import shared
 from routers.interface import Router, RouterError
 from routers.knn import NearestNeighboursRouter
 from routers.mf import MatrixFactorizationRouter
@@ -15,9 +15,9 @@ from routers.random import RandomRouter
 from routers.sw_ranking import SimilarityWeightedRouter
 
 ROUTERS: Mapping[str, Callable[[Path], Router]] = {
-    "mf": lambda encoder: MatrixFactorizationRouter(Encoder(encoder)),
-    "knn": lambda encoder: NearestNeighboursRouter(Encoder(encoder)),
-    "sw_ranking": lambda encoder: SimilarityWeightedRouter(Encoder(encoder)),
+    "mf": lambda encoder: MatrixFactorizationRouter(shared(encoder)),
+    "knn": lambda encoder: NearestNeighboursRouter(shared(encoder)),
+    "sw_ranking": lambda encoder: SimilarityWeightedRouter(shared(encoder)),
     "bert": lambda encoder: BertRouter(encoder.with_name(MINILM)),
     "random": lambda encoder: RandomRouter(),
 }

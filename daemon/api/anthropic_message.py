@@ -133,22 +133,27 @@ def _usage_object(usage: Usage) -> dict[str, Any]:
 
 def _joined(pieces: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     blocks: list[dict[str, Any]] = []
-    inputs: dict[int, str] = {}
+    inputs: dict[int, list[str]] = {}
+    texts: dict[tuple[int, str], list[str]] = {}
     for piece in pieces:
         index = piece["index"]
         match piece:
             case {"type": "content_block_start", "content_block": block}:
                 blocks.append(dict(block))
             case {"delta": {"type": "input_json_delta", "partial_json": more}}:
-                inputs[index] = inputs.get(index, "") + more
+                inputs.setdefault(index, []).append(more)
             case {"delta": {"type": "citations_delta", "citation": citation}}:
                 blocks[index]["citations"] = [*(blocks[index].get("citations") or ()), citation]
             case {"delta": {"type": _, **fields}}:
                 for name, more in fields.items():
-                    before = blocks[index].get(name)
-                    blocks[index][name] = f"{before}{more}" if isinstance(before, str) else more
-    for index, text in inputs.items():
-        blocks[index]["input"] = _arguments(text)
+                    if isinstance(more, str):
+                        texts.setdefault((index, str(name)), []).append(more)
+                    else:
+                        blocks[index][name] = more
+    for (index, name), parts in texts.items():
+        blocks[index][name] = "".join([blocks[index].get(name) or "", *parts])
+    for index, parts in inputs.items():
+        blocks[index]["input"] = _arguments("".join(parts))
     return blocks
 
 

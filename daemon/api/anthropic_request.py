@@ -54,6 +54,8 @@ class Block(Loose):
         for name in NEEDED.get(self.type, ()):
             if getattr(self, name) is None:
                 raise ValueError(f"a block of type {self.type} needs {name}")
+        if self.type == "tool_result" and isinstance(self.content, dict):
+            raise ValueError("the content of a tool_result is a string or a list of blocks")
         return self
 
 

@@ -29,6 +29,8 @@ class Entry:
     images: bool
     embeddings: bool = False
     ready: bool = True
+    loaded: bool = False
+    """It is in memory."""
 
     def rendered(self) -> dict[str, Any]:
         """For the lists of OpenAI and of Anthropic at once, whose fields do not clash."""
@@ -82,7 +84,7 @@ class Catalogue:
         up = standing.has_key and not standing.privacy
         local = Entry(
             "local", "upcall", weak.name, weak.context_length, weak.tools, weak.images,
-            ready=weak.state in ("ready", "unloaded"),
+            ready=weak.state in ("ready", "unloaded"), loaded=weak.state == "ready",
         )  # fmt: skip
         cloud = Entry(
             "cloud", strong.provider, strong.name, strong.context_length, strong.tools, strong.images, ready=up

@@ -30,6 +30,8 @@ class Choice:
     text: list[str] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
     tool_calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    arguments: dict[int, list[str]] = field(default_factory=dict)
+    """Of the calls, in pieces."""
     beside: list[Mapping[str, Any]] = field(default_factory=list)
     calls_beside: dict[int, list[Mapping[str, Any]]] = field(default_factory=dict)
     finish_reason: str | None = None
@@ -41,20 +43,21 @@ class Choice:
                 self.logprobs.extend(event.logprobs or ())
                 self.beside += [event.beside] if event.beside else []
             case ToolCallDelta():
-                empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+                empty = {"id": "", "type": "function", "function": {"name": ""}}
                 call = self.tool_calls.setdefault(event.index, empty)
                 call["id"] = event.id or call["id"]
                 call["function"]["name"] = event.name or call["function"]["name"]
-                call["function"]["arguments"] += event.arguments
+                self.arguments.setdefault(event.index, []).append(event.arguments)
                 if event.beside:
                     self.calls_beside.setdefault(event.index, []).append(event.beside)
             case Finish():
                 self.finish_reason = event.reason
 
     def rendered(self, index: int) -> dict[str, Any]:
-        calls = [
-            {**call, **_joined(self.calls_beside.get(number, [{}]))} for number, call in sorted(self.tool_calls.items())
-        ]
+        calls = []
+        for number, call in sorted(self.tool_calls.items()):
+            function = {**call["function"], "arguments": "".join(self.arguments[number])}
+            calls.append({**call, "function": function, **_joined(self.calls_beside.get(number, [{}]))})
         beside = _joined(self.beside or [{}])
         called = bool(calls) or "function_call" in beside
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self.text) or (None if called else "")}

@@ -132,7 +132,7 @@ class Exchange:
             first_ms=None if self._first_word is None else 1000 * self._first_word,
             total_ms=1000 * (time.perf_counter() - self._start),
             cost_usd=cost,
-            saved_usd=max(self._bill.saved - paid, 0.0) if self._bill else None,
+            saved_usd=self._bill.saved if self._bill else None,
             estimated=any(hold.estimated for hold in self._holds),
             confidence=chosen.verdict.confidence if chosen and chosen.verdict else None,
             wasted_tokens=chosen.wasted_tokens if chosen else 0,

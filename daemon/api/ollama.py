@@ -102,7 +102,7 @@ class Ollama:
 
     async def ps(self, _: web.Request) -> web.Response:
         """The one model that is loaded, if it is."""
-        loaded = [entry for entry in await self._catalogue.entries() if entry.id == "local" and entry.ready]
+        loaded = [entry for entry in await self._catalogue.entries() if entry.loaded]
         running = {"size_vram": 0, "expires_at": "9999-12-31T23:59:59Z"}
         models = [_listed(entry) | running | {"context_length": entry.context_length} for entry in loaded]
         return web.json_response({"models": models})

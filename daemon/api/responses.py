@@ -60,6 +60,8 @@ class ResponseShape:
         self._output: list[dict[str, Any]] = []
         self._open: object = None
         """What the last item of the output is, while it grows: `text`, or the number of a tool call."""
+        self._pieces: list[str] = []
+        """Of its text or arguments."""
         self._finish = "stop"
         self._sent = 0
 
@@ -85,6 +87,7 @@ class ResponseShape:
         return closing + self._sse({"type": f"response.{ended['status']}", "response": ended})
 
     def error(self, error: ApiError) -> bytes:
+        self._put_together()
         told = {"code": error.code or "server_error", "message": error.message}
         failed = {**self._response("failed"), "error": told, "output": self._output}
         event = self._sse({"type": "error", **told, "param": error.param})
@@ -94,14 +97,13 @@ class ResponseShape:
         match event:
             case TextDelta() if event.text or event.logprobs:
                 yield from self._turn_to("text", self._message)
-                part = self._output[-1]["content"][0]
-                part["text"] += event.text
-                part["logprobs"] += event.logprobs or ()
+                self._pieces.append(event.text)
+                self._output[-1]["content"][0]["logprobs"] += event.logprobs or ()
                 yield self._of_text("response.output_text.delta", delta=event.text, logprobs=event.logprobs or [])
             case ToolCallDelta():
                 yield from self._turn_to(event.index, partial(self._call, event))
                 if event.arguments:
-                    self._output[-1]["arguments"] += event.arguments
+                    self._pieces.append(event.arguments)
                     yield self._of_item("response.function_call_arguments.delta", delta=event.arguments)
             case Finish():
                 self._finish = event.reason
@@ -130,6 +132,7 @@ class ResponseShape:
     def _close(self) -> Iterator[dict[str, Any]]:
         if self._open is None:
             return
+        self._put_together()
         item = self._output[-1]
         item["status"] = "incomplete" if self._finish in INCOMPLETE else "completed"
         if self._open == "text":
@@ -141,6 +144,13 @@ class ResponseShape:
             yield self._of_item("response.function_call_arguments.done", **done)
         yield self._item_event("response.output_item.done")
         self._open = None
+
+    def _put_together(self) -> None:
+        if self._open is not None:
+            item = self._output[-1]
+            holder, name = (item["content"][0], "text") if self._open == "text" else (item, "arguments")
+            holder[name] += "".join(self._pieces)
+            self._pieces = []
 
     def _item_event(self, kind: str) -> dict[str, Any]:
         return {"type": kind, "output_index": len(self._output) - 1, "item": _copy(self._output[-1])}

@@ -49,16 +49,18 @@ class Sharing:
         except ValueError:
             raise ApiError(400, "cloud_share must be a number from 0 to 1.", param="cloud_share") from None
         threshold, router = await self._scorer.threshold(asked.cloud_share)
-        fixed = self._settings.threshold is not None
+        fixed = self._settings.threshold
         scores = await asyncio.to_thread(self._own_scores, router)
-        expected = None if threshold is None else asked.cloud_share
+        # What a fixed threshold comes to, only own scores tell.
+        expected = asked.cloud_share if threshold is not None and fixed is None else None
+        threshold = threshold if fixed is None else fixed
         if threshold is not None and scores:
             expected = (len(scores) - bisect_left(scores, threshold)) / len(scores)
         return web.json_response(
             {
                 "router": router,
-                "cloud_share": None if fixed else asked.cloud_share,
-                "threshold": self._settings.threshold if fixed else threshold,
+                "cloud_share": asked.cloud_share if fixed is None else None,
+                "threshold": threshold,
                 "expected_share": expected,
                 "own_scores": len(scores),
             }

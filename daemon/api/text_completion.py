@@ -1,6 +1,7 @@
 """OpenAI's legacy `/v1/completions`: a prompt and no conversation, answered by the chat model all the same."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -110,6 +111,8 @@ class TextCompletion:
     def __init__(self, exchange: Exchange, include_usage: bool = False) -> None:
         self._exchange = exchange
         self._include_usage = include_usage
+        self._ends = Counter[int]()
+        """Of the text of each choice that has been sent, in characters."""
 
     def whole(self, events: Sequence[Event]) -> dict[str, Any]:
         rendered = [
@@ -124,7 +127,9 @@ class TextCompletion:
     def event(self, event: Event) -> bytes:
         match event:
             case TextDelta():
-                return self._chunk(_choice(event.choice, event.text, event.logprobs or (), None))
+                start = self._ends[event.choice]
+                self._ends[event.choice] += len(event.text)
+                return self._chunk(_choice(event.choice, event.text, event.logprobs or (), None, start))
             case Finish():
                 return self._chunk(_choice(event.choice, "", (), event.reason))
         return b""
@@ -148,14 +153,16 @@ class TextCompletion:
         return {**body, "model": exchange.model, **explained}
 
 
-def _choice(index: int, text: str, entries: Sequence[Mapping[str, Any]], reason: str | None) -> dict[str, Any]:
-    return {"text": text, "index": index, "logprobs": _logprobs(entries), "finish_reason": reason}
+def _choice(
+    index: int, text: str, entries: Sequence[Mapping[str, Any]], reason: str | None, start: int = 0
+) -> dict[str, Any]:
+    return {"text": text, "index": index, "logprobs": _logprobs(entries, start), "finish_reason": reason}
 
 
-def _logprobs(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _logprobs(entries: Sequence[Mapping[str, Any]], start: int) -> dict[str, Any] | None:
     if not entries:
         return None
-    offsets, end = [], 0
+    offsets, end = [], start
     for entry in entries:
         offsets.append(end)
         end += len(entry["token"])

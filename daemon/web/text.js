@@ -78,6 +78,7 @@ const portugueseReasons = {
   unknown_price: "o preço do modelo da nuvem não é conhecido",
   battery: "a bateria está fraca",
   low_confidence: "o modelo local mostrou-se inseguro ao começar a responder",
+  no_user_turn: "a conversa não tem palavras do usuário para o roteador avaliar, e fica aqui",
   not_judged: "o modelo local não teve tempo de julgar o prompt, que fica aqui",
   not_calibrated: "o causal_llm não está calibrado para este modelo local: `upcall judge train`; nada sobe",
 };

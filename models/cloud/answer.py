@@ -25,6 +25,9 @@ class Answer:
         self._open = set(range(request.n))
         self._beside = request.beside
         self._calls: dict[tuple[int, int], int] = {}
+        """Numbers of the calls by their choice and the provider's own number."""
+        self._ids: dict[tuple[int, int], str | None] = {}
+        """Of the calls, by their choice and number."""
         self._arguments: set[tuple[int, int]] = set()
         self._usage: Usage | None = None
 
@@ -54,14 +57,11 @@ class Answer:
                 entries = [e if isinstance(e, Mapping) else e.model_dump(mode="json") for e in logprobs or ()] or None
                 yield TextDelta(text, choice.index, entries, beside)
             for call in delta.tool_calls or ():
-                # Anthropic numbers calls by content block, which its text shares: clients expect 0, 1, 2.
-                key = (choice.index, call.index)
-                begun = sum(1 for other, _ in self._calls if other == choice.index)
-                index = self._calls.setdefault(key, begun)
+                name = call.function.name if call.function else None
+                index = self._number(choice.index, call.index, call.id, name)
                 arguments = (call.function and call.function.arguments) or ""
                 if arguments:
-                    self._arguments.add(key)
-                name = call.function.name if call.function else None
+                    self._arguments.add((choice.index, index))
                 beside = _beside(call, ("extra_content",)) if self._beside else None
                 yield ToolCallDelta(index, arguments, call.id or None, name or None, choice.index, beside)
             if choice.finish_reason is not None and choice.index in self._open:
@@ -72,12 +72,22 @@ class Answer:
         """What the provider says it counted; None where it never did."""
         return self._usage
 
+    def _number(self, choice: int, index: int, id: str | None, name: str | None) -> int:
+        """The call's among those of its choice, from 0 on."""
+        # Anthropic numbers calls by content block, which its text shares. Gemini numbers none, so that all are 0; and
+        # some servers make up an id for each piece of one call, of which only the first has the name.
+        known = self._calls.get((choice, index))
+        if known is None or (id and name and self._ids[choice, known] not in (None, id)):
+            known = self._calls[choice, index] = sum(1 for other, _ in self._ids if other == choice)
+        self._ids[choice, known] = self._ids.get((choice, known)) or id or None
+        return known
+
     def _finish(self, choice: int, reason: str) -> Iterator[Event]:
         self._open.discard(choice)
-        for key, index in self._calls.items():
+        for key in self._ids:
             # A call without parameters may stream no arguments at all, and nothing is no JSON.
             if key[0] == choice and key not in self._arguments:
-                yield ToolCallDelta(index, "{}", choice=choice)
+                yield ToolCallDelta(key[1], "{}", choice=choice)
         yield Finish(_FINISH.get(reason, "stop"), choice)
 
 

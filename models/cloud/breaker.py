@@ -12,7 +12,8 @@ _COUNTED = {FailureCode.UPSTREAM, FailureCode.UNAVAILABLE, FailureCode.TIMEOUT}
 class Breaker:
     """Closed while all is well, open for a while after `threshold` failures in a row; then single requests probe.
 
-    Every admitted request ends with exactly one of `succeeded`, `failed` and `abandoned`. Times are in seconds.
+    Every admitted request ends with exactly one of `succeeded`, `failed` and `abandoned`, some after `answered`. Times
+    are in seconds.
     """
 
     def __init__(
@@ -56,6 +57,13 @@ class Breaker:
             retry_after=left,
         )
 
+    def answered(self) -> None:
+        """An answer has begun, and who waits for a probe need not wait for its end. Should it break off, the circuit
+        opens again."""
+        if self._probing:
+            self._open_until = None
+            self._probing = False
+
     def succeeded(self) -> None:
         self._failures = 0
         self._rest = self._first_rest
@@ -68,6 +76,9 @@ class Breaker:
             if (failure.retry_after or 0) > self._patience:
                 self._open(failure, failure.retry_after or 0)
         elif failure.code in _COUNTED:
+            if self._open_until is not None and not self._probing:
+                # It was under way when the circuit opened, and no probe.
+                return
             self._failures += 1
             if self._probing or self._failures >= self._threshold:
                 # Jitter, or every client of a provider that came back would knock at the same moment.

@@ -59,8 +59,10 @@ class CloudModel:
         settled = False
         try:
             async with aclosing(rest):  # type: ignore[type-var]
+                if chunk is not None:
+                    self._breaker.answered()
                 while chunk is not None:
-                    for event in answer.read(chunk):
+                    for event in self._read(answer, chunk, request):
                         yield event
                     chunk = await self._next(rest, request, deadline)
             if not answer.complete:
@@ -180,6 +182,13 @@ class CloudModel:
                 raise
             raise explain(error, self._settings, request) from None
         return chunk, stream
+
+    def _read(self, answer: Answer | MessageAnswer, chunk: Any, request: ChatRequest) -> list[Event]:
+        try:
+            return list(answer.read(chunk))
+        except Exception as error:
+            # A provider's event without what its type promises.
+            raise explain(error, self._settings, request, begun=True) from None
 
     async def _next(self, stream: AsyncIterator[Any], request: ChatRequest, deadline: float) -> Any:
         try:

@@ -192,10 +192,8 @@ def _anthropic_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str,
             system += _parts(message["content"])
             continue
         message = dict(message)
-        for part in _parts(message.get("content")):
-            data = (part.get("image_url") or {}).get("url") or (part.get("file") or {}).get("file_data") or ""
-            if data.startswith("data:") and ";base64," not in data:
-                raise ValueError("A data URL in the messages is not in base64.")
+        if isinstance(message.get("content"), list):
+            message["content"] = [_with_addresses(part) for part in message["content"]]
         if message.get("tool_calls"):
             message["content"] = "".join(part.get("text", "") for part in _parts(message.get("content")))
             message["tool_calls"] = [_with_arguments(call) for call in message["tool_calls"]]
@@ -213,7 +211,28 @@ def _parts(content: str | Iterable[Mapping[str, Any]] | None) -> list[dict[str, 
     return [dict(part) for part in content or ()]
 
 
+def _with_addresses(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A picture's address as OpenAI has it, which other providers of its format take without the object around."""
+    image, file = part.get("image_url"), part.get("file")
+    if isinstance(image, str):
+        image = {"url": image}
+        part = {**part, "image_url": image}
+    for holder, name in ((image, "url"), (file, "file_data")):
+        if holder is None:
+            continue
+        data = holder.get(name) if isinstance(holder, Mapping) else None
+        if not isinstance(data, str | None):
+            raise ValueError(f"A part of the messages has a {name} that is no string.")
+        if data and data.startswith("data:") and ";base64," not in data:
+            raise ValueError("A data URL in the messages is not in base64.")
+    return part
+
+
 def _with_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(call.get("function"), Mapping):
+        raise ValueError(
+            f"Tool call {call.get('id')} in the history is no function's, and this provider has no others."
+        )
     function = dict(cast("Mapping[str, Any]", call["function"]))
     function["arguments"] = function.get("arguments") or "{}"
     try:

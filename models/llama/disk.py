@@ -128,6 +128,9 @@ class DiskStates:
             with open(part, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
                 for piece in (*parts, np.frombuffer(_digest(*parts), np.uint8)):
                     file.write(piece.data)
+            if self.closed:  # meanwhile, by another thread
+                part.unlink()
+                return False
             part.replace(path)
         except OSError as error:
             with contextlib.suppress(OSError):

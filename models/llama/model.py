@@ -115,8 +115,12 @@ class LlamaModel:
         """See `ChatModel.count_tokens`. Raises `RefusedError` where it cannot be rendered, or without a model."""
         async for _ in self._until_loaded(math.inf):
             pass
-        loaded = self._ready()
-        return await asyncio.to_thread(loaded.count_tokens, request)
+        while True:
+            loaded = self._ready()
+            try:
+                return await asyncio.to_thread(loaded.count_tokens, request)
+            except EngineEndedError:
+                await self._loaded_anew(loaded)
 
     async def label_logprobs(self, text: str, labels: Sequence[str]) -> Labelled:
         """See `LabelModel.label_logprobs`. Raises `RefusedError`."""
@@ -175,14 +179,22 @@ class LlamaModel:
     async def _submit(self, prepare: "Callable[[_Loaded], list[Task]]") -> tuple[Engine, list[Task]]:
         while True:
             loaded = self._ready()
-            tasks = await asyncio.to_thread(prepare, loaded)
             try:
+                tasks = await asyncio.to_thread(prepare, loaded)
                 loaded.engine.submit(tasks)
             except EngineEndedError:  # freed as idle at this very moment
-                async for _ in self._until_loaded(math.inf):
-                    pass
+                await self._loaded_anew(loaded)
                 continue
             return loaded.engine, tasks
+
+    async def _loaded_anew(self, before: "_Loaded") -> None:
+        while True:
+            with self._wake:
+                if self._loaded is not before:
+                    break
+            await asyncio.sleep(_LOOK_EVERY)
+        async for _ in self._until_loaded(math.inf):
+            pass
 
     async def _until_loaded(self, deadline: float) -> AsyncGenerator[Progress, None]:
         """Ask for the model and report on its loading until that has ended, well or badly.
@@ -332,5 +344,5 @@ class _Loaded:
     def _in_memory(self) -> Iterator[None]:
         with self._lock:
             if self.freed:
-                raise RefusedError(FailureCode.UNAVAILABLE, "The local model was freed at this moment: try again.", 1)
+                raise EngineEndedError
             yield

@@ -98,15 +98,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call(__context, __obj, *args, **kwargs)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        pads = isinstance(obj, str) and attr in {
-            "center",
-            "ljust",
-            "rjust",
-            "zfill",
-            "expandtabs",
-            "format",
-            "format_map",
-        }
+        pads = isinstance(obj, str) and attr in _PADDING
         return not pads and super().is_safe_attribute(obj, attr, value)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:

@@ -3,7 +3,7 @@
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any
 
@@ -94,19 +94,27 @@ class ToolCallReader:
     _text: str = ""
     _scan: "_ArgumentScan | None" = None
     _inside: bool = False
+    _logprobs: list[Any] = field(default_factory=list)
+    """Of text that is still held back."""
 
     def push(self, delta: TextDelta) -> Iterator[TextDelta | ToolCallDelta]:
         """What the next piece of text amounts to."""
         self._text += delta.text
+        self._logprobs += delta.logprobs or ()
         while (event := self._next()) is not None:
-            if isinstance(event, TextDelta):
-                event = TextDelta(event.text, self.choice, delta.logprobs)
-            yield event
+            yield self._weighed(event) if isinstance(event, TextDelta) else event
+        if self._inside:
+            # Calls have none.
+            self._logprobs = []
 
     def finish(self) -> Iterator[TextDelta]:
         """The rest, when no more text comes; a call that was cut off stays as far as it got."""
         if self._text and not self._inside:
-            yield TextDelta(self._text, self.choice)
+            yield self._weighed(TextDelta(self._text, self.choice))
+
+    def _weighed(self, delta: TextDelta) -> TextDelta:
+        entries, self._logprobs = self._logprobs, []
+        return replace(delta, logprobs=entries or None)
 
     def _next(self) -> TextDelta | ToolCallDelta | None:
         if self._scan is not None:

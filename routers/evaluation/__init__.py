@@ -1,5 +1,1 @@
 """Evaluation of the routers as RouteLLM did it; needs the `train` extra."""
-
-from routers.evaluation.runner import Result, run
-
-__all__ = ["Result", "run"]

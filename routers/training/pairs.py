@@ -15,7 +15,7 @@ STRONG, WEAK = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Comparisons:
-    """Outcomes of pairs of models on the same prompt; all arrays but the last two of one length."""
+    """Outcomes of pairs of models on the same prompt; all arrays but the last of one length."""
 
     prompt: NDArray[np.int64]
     """Row among the prompts of all sources, in order."""
@@ -29,8 +29,6 @@ class Comparisons:
     """Of the source: standard deviation over its prompts of the strong models' mean lead."""
     weight: NDArray[np.float32]
     """Sums over a source to its own weight."""
-    names: Sequence[str]
-    """Of the models."""
     tiers: NDArray[np.int64]
     """Of the models."""
 
@@ -41,14 +39,12 @@ def compare(sources: Sequence[Source], keep: Sequence[NDArray[np.bool_]]) -> Com
     An ideal model whose every answer is right stands beside the strong ones and counts as much as they do together:
     where even they fail, the weak model's failure still says that the prompt is hard.
     """
-    names: list[str] = []
     tiers: list[int] = []
     columns: list[tuple[NDArray[np.generic], ...]] = []
     start = 0
     for number, (source, kept) in enumerate(zip(sources, keep, strict=True)):
         spread = _spread(source, kept)
-        first = len(names)
-        names += [f"{source.name}/{model}" for model in (*source.strong, "ideal", *source.weak)]
+        first = len(tiers)
         tiers += [STRONG] * (len(source.strong) + 1) + [WEAK] * len(source.weak)
         ideal = np.ones(len(source.prompts), dtype=np.float32)
         better = [*(source.outcomes[model] for model in source.strong), ideal]
@@ -74,7 +70,7 @@ def compare(sources: Sequence[Source], keep: Sequence[NDArray[np.bool_]]) -> Com
     )
     return Comparisons(
         prompt, better_model, worse, outcome, group, spreads.astype(np.float32), weight.astype(np.float32),
-        names, np.array(tiers),
+        np.array(tiers),
     )  # fmt: skip
 
 

@@ -96,8 +96,7 @@ async def test_a_worker_that_is_asked_for_while_it_starts_is_started_once(
     )
     for _ in range(3):
         children.want("local")
-    while not started:
-        await asyncio.sleep(0.05)
+    await asyncio.to_thread(wait_until, lambda: started)
     await asyncio.sleep(1)
     workers = [child for child in psutil.Process().children() if "daemon.worker" in child.cmdline()]
     await children.stop()

@@ -13,7 +13,7 @@ ARTIFACT = Path("routers/artifacts/knn/knn.npz")
 def test_neighbours_are_of_the_same_kind_and_nearest_first(encoder: Encoder) -> None:
     router = NearestNeighboursRouter(encoder)
     question = "Tom has 3 boxes with 12 pencils each. He gives 7 pencils to Ann. How many pencils does he have left?"
-    near = router.explain(question, 10)
+    near = router.explain(encoder.embed([question])[0], 10)
     assert [each.similarity for each in near] == sorted((each.similarity for each in near), reverse=True)
     assert sum("gsm8k" in each.source or "llmrouter" in each.source for each in near) >= 7
 
@@ -30,7 +30,7 @@ def test_a_score_agrees_with_the_neighbours_that_explain_it(encoder: Encoder) ->
         "Ann buys 4 pens at 3 dollars and pays with 20. How much does she get back?",
         "Which organelle makes ATP?",
     ]
-    explained = [np.mean([each.lead for each in router.explain(prompt, 100)]) for prompt in prompts]
+    explained = [np.mean([each.lead for each in router.explain(vector, 100)]) for vector in encoder.embed(prompts)]
     assert np.corrcoef(explained, router.score(prompts))[0, 1] > 0.9
 
 

@@ -82,7 +82,9 @@ class Children:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, listener or contextlib.nullcontext():
             socks = [theirs, listener] if listener else [theirs]
-            self.gateway = await self._child("daemon.gateway", socks, env=_harmless_environment())
+            # It connects nowhere: aiohttp would read the certificates of all authorities at every start.
+            environment = {**_harmless_environment(), "SSL_CERT_FILE": os.devnull}
+            self.gateway = await self._child("daemon.gateway", socks, env=environment)
         return ours
 
     def want(self, name: WorkerName) -> None:

@@ -1,15 +1,14 @@
 """What a token of a cloud model costs: by the settings, or by the price list that genai-prices bundles.
 
-Nothing is fetched. The list takes tens of megabytes once it is loaded, so a short-lived process reads it: `python -m
-daemon.prices PROVIDER MODEL` prints the price as JSON, or `null` for a model that the list does not know.
+Nothing is fetched. The list takes tens of megabytes once it is loaded, so a short-lived process reads it
+(`daemon/price_list.py`).
 """
 
 import asyncio
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from daemon import resolve
 from daemon.config import Endpoint, ModelPrice
@@ -74,7 +73,7 @@ async def find(endpoint: Endpoint, own: Mapping[str, ModelPrice]) -> Price | Non
 async def look_up(provider: str, model: str) -> Price | None:
     """The list price of a model; `None` where the list has none."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", __name__, provider, model,
+        sys.executable, "-P", "-m", "daemon.price_list", provider, model,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -101,41 +100,3 @@ def _of_settings(price: ModelPrice) -> Price:
         per_token(price.written),
         per_token(price.written_long),
     )
-
-
-def main() -> None:
-    import genai_prices
-
-    provider, model = sys.argv[1:]
-    try:
-        listed = genai_prices.calc_price(genai_prices.Usage(), model, provider_id=provider).model_price
-    except LookupError:
-        print("null")
-        return
-    starts = sorted({tier.start for value in vars(listed).values() for tier in getattr(value, "tiers", ())})
-    beyond = [(start, asdict(_listed(listed, start + 1))) for start in starts]
-    for _, price in beyond:
-        del price["beyond"]
-    print(json.dumps({**asdict(_listed(listed, 0)), "beyond": beyond}))
-
-
-def _listed(price: Any, prompt_tokens: int) -> Price:
-    """The list's price for prompts of so many tokens."""
-
-    def per_token(name: str) -> float | None:
-        value = getattr(price, name)
-        reached = [tier.price for tier in getattr(value, "tiers", ()) if prompt_tokens > tier.start]
-        value = reached[-1] if reached else getattr(value, "base", value)
-        return None if value is None else float(value) / MILLION
-
-    return Price(
-        per_token("input_mtok") or 0.0,
-        per_token("output_mtok") or 0.0,
-        per_token("cache_read_mtok"),
-        per_token("cache_write_mtok"),
-        per_token("cache_write_1h_mtok"),
-    )
-
-
-if __name__ == "__main__":
-    main()

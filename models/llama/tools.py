@@ -100,11 +100,11 @@ class ToolCallReader:
     def push(self, delta: TextDelta) -> Iterator[TextDelta | ToolCallDelta]:
         """What the next piece of text amounts to."""
         self._text += delta.text
-        self._logprobs += delta.logprobs or ()
+        # Calls have none.
+        self._logprobs += (not self._inside and delta.logprobs) or ()
         while (event := self._next()) is not None:
             yield self._weighed(event) if isinstance(event, TextDelta) else event
         if self._inside:
-            # Calls have none.
             self._logprobs = []
 
     def finish(self) -> Iterator[TextDelta]:

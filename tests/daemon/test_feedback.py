@@ -103,6 +103,15 @@ def test_in_privacy_mode_no_embedding_is_written_whenever_the_prompt_came(scorin
     assert daemon.call("GET", f"/upcall/decisions/{private}")["verdict"] == "wrong"
 
 
+def test_what_was_held_when_privacy_mode_was_switched_on_is_let_go(scoring: Any) -> None:
+    daemon = scoring()
+    earlier = ask(daemon)
+    daemon.call("PUT", "/upcall/privacy", {"on": True})
+    daemon.call("PUT", "/upcall/privacy", {"on": False})
+
+    assert not judge(daemon, earlier)["embedding_kept"]
+
+
 def test_in_privacy_mode_embeddings_are_kept_where_the_settings_say_so(scoring: Any, vector: bytes) -> None:
     daemon = scoring(FEEDBACK__KEEP_IN_PRIVACY="true")
     daemon.call("PUT", "/upcall/privacy", {"on": True})
@@ -244,6 +253,7 @@ def test_only_the_latest_decisions_are_held_and_only_for_minutes() -> None:
 
     now += SECONDS + 1
     assert recent.of(str(MOST)) is None
+    assert not recent._held
     recent.note("new", sight)
     recent.drop("new")
     assert recent.of("new") is None

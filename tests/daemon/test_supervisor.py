@@ -17,9 +17,10 @@ import pytest_asyncio
 
 from daemon.children import Children
 from daemon.config import Settings
-from tests.daemon.conftest import StartDaemon
+from daemon.link import Message, WorkerDown
+from tests.daemon.conftest import Escalating, StartDaemon
 from tests.daemon.harness import UPCALL, Daemon, client, reload, running_daemon, user_environment, wait_until
-from tests.emulators.upstream import Upstream, serving
+from tests.emulators.upstream import Call, Upstream, serving
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
@@ -46,8 +47,47 @@ def test_a_stop_is_clean_and_leaves_no_process(start_daemon: StartDaemon, number
     processes = family(daemon)
     daemon.process.send_signal(number)
 
-    assert daemon.process.wait(10) == 0
+    assert daemon.process.wait(60) == 0
     assert not [process for process in processes if process.is_running()]
+
+
+async def test_an_answer_that_is_nearly_done_is_not_cut_by_a_stop(escalating: Escalating, upstream: Upstream) -> None:
+    begun, stopped = asyncio.Event(), asyncio.Event()
+
+    async def slowly(call: Call) -> None:
+        begun.set()
+        await stopped.wait()
+        await asyncio.sleep(0.5)
+        await call.send(*call.begin, call.text("Hello"), *call.end)
+
+    upstream.script = slowly
+    daemon = await asyncio.to_thread(escalating, upstream.base_url("openai"))
+
+    def ask() -> str | None:
+        return client(daemon).chat.completions.create(model="cloud", messages=HELLO).choices[0].message.content
+
+    asking = asyncio.create_task(asyncio.to_thread(ask))
+    await begun.wait()
+    daemon.process.terminate()
+    stopped.set()
+
+    assert await asking == "Hello"
+    assert await asyncio.to_thread(daemon.process.wait, 60) == 0
+
+
+async def test_no_worker_is_started_once_the_daemon_stops(
+    tmp_path: Path, models_ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in user_environment(tmp_path, models_ready).items():
+        monkeypatch.setenv(name, value)
+    told: list[Message] = []
+    children = Children(Settings(), lambda name: "", lambda message, sock=None: told.append(message), lambda *_: None)
+    await children.stop()
+    children.want("cloud")
+    await asyncio.to_thread(wait_until, lambda: told)
+
+    assert told == [WorkerDown("cloud", "upcall is stopping")]
+    assert not psutil.Process().children()
 
 
 def test_a_killed_supervisor_leaves_no_process(start_daemon: StartDaemon) -> None:
@@ -69,7 +109,7 @@ def test_a_killed_gateway_ends_the_daemon_with_an_error_for_systemd_to_restart(s
     daemon = start_daemon()
     daemon.children("daemon.gateway")[0].kill()
 
-    assert daemon.process.wait(10) != 0
+    assert daemon.process.wait(60) != 0
 
 
 def test_a_killed_local_worker_is_restarted_again_and_again(start_daemon: StartDaemon) -> None:
@@ -78,6 +118,8 @@ def test_a_killed_local_worker_is_restarted_again_and_again(start_daemon: StartD
         wait_until(lambda: len(daemon.children("local")) == 1)
         (worker,) = daemon.children("local")
         worker.kill()
+        # What it is asked before it is gone, it takes along.
+        worker.wait(60)
         hello = [{"role": "user", "content": "hello"}]
         answer = client(daemon).chat.completions.create(model="local", messages=hello, max_tokens=2)  # type: ignore[arg-type]
         assert answer.model == "smollm2-135m"
@@ -115,6 +157,7 @@ def test_pauses_between_restarts_grow_until_the_local_worker_answers(start_daemo
 
     kill()
     kill()
+    workers[-1].wait(60)
     hello = [{"role": "user", "content": "hello"}]
     client(daemon).chat.completions.create(model="local", messages=hello, max_tokens=2)  # type: ignore[arg-type]
     kill()

@@ -139,3 +139,32 @@ def test_looking_at_the_circuit_admits_nobody(breaker: Breaker, clock: Clock) ->
     clock.now += 4.0
     assert breaker.refusal() is None
     assert breaker.admit() is None
+
+
+def test_answers_that_break_off_after_the_circuit_opened_do_not_lengthen_its_rest(
+    breaker: Breaker, clock: Clock
+) -> None:
+    for _ in range(10):
+        assert breaker.admit() is None
+    for _ in range(10):
+        breaker.failed(DOWN)
+    clock.now += 4.0
+    assert breaker.admit() is None
+
+
+def test_others_go_on_as_soon_as_the_answer_to_a_probe_has_begun(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker)
+    clock.now += 4.0
+    assert breaker.admit() is None
+    assert breaker.admit() is not None
+    breaker.answered()
+    assert breaker.admit() is None
+
+
+def test_a_probe_whose_answer_breaks_off_opens_the_circuit_again(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker)
+    clock.now += 4.0
+    assert breaker.admit() is None
+    breaker.answered()
+    breaker.failed(DOWN)
+    assert breaker.admit() is not None

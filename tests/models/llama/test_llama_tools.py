@@ -154,3 +154,17 @@ def read(text: str, size: int) -> list[Event]:
     for start in range(0, len(text), size):
         events += reader.push(TextDelta(text[start : start + size]))
     return [*events, *reader.finish()]
+
+
+def test_each_logprob_is_given_once_with_the_text_that_it_is_of_or_the_next() -> None:
+    reader = ToolCallReader(choice=0, names=frozenset({"f"}))
+    said = ["Hello", "\n\n", "World", " <tool", "_call>", '{"name": "f", "arguments": {}}', "</tool_call>", " done"]
+    deltas = [delta for piece in said for delta in reader.push(TextDelta(piece, logprobs=[{"token": piece}]))]
+    deltas += reader.finish()
+
+    texts = [
+        (delta.text, [entry["token"] for entry in delta.logprobs or ()])
+        for delta in deltas
+        if isinstance(delta, TextDelta)
+    ]
+    assert texts == [("Hello", ["Hello"]), ("\n\nWorld", ["\n\n", "World"]), (" done", [" done"])]

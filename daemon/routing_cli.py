@@ -195,6 +195,7 @@ def evaluate(
             raise click.UsageError("--second-look needs the folder of the data files: name it with --data")
         return evaluate_second_look(second_look, data, questions, json_file)
     module = training_module("routers.evaluation.__main__")
+    training_module("routers.evaluation.benchmarks").checked(benchmarks.split(","))
     data = data or _public_results(benchmarks.split(","))
     arguments = ["--routers", names, "--benchmarks", benchmarks, "--data", str(data), "--encoder", str(encoder_path())]
     for flag, value in (("--json", json_file), ("--plots", plots)):

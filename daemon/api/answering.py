@@ -70,7 +70,8 @@ def undecided(error: UnknownRouterError | SensitivePromptError) -> ApiError:
     if isinstance(error, UnknownRouterError):
         return ApiError(404, str(error), code="model_not_found", param="model")
     hint = "Ask for the model local, or send the header x-upcall-sensitive: allow."
-    return ApiError(409, f"{error} {hint}", code="sensitive")
+    # OpenAI's and Anthropic's clients would ask again by themselves.
+    return ApiError(409, f"{error} {hint}", code="sensitive", headers={"x-should-retry": "false"})
 
 
 async def _whole(events: AsyncGenerator[Event, None], exchange: Exchange, shape: Shape) -> web.Response:

@@ -2,7 +2,7 @@
 
 import { ApiError, call, setToken, stream } from "./api.js";
 import { scoreBar, stackedBars } from "./chart.js";
-import { locale, reasonText, text, translatePage } from "./text.js";
+import { locale, outcomeText, reasonText, text, translatePage } from "./text.js";
 
 const SHOWN_DECISIONS = 50;
 const RETRY_MS = 2000;
@@ -47,7 +47,12 @@ function showSums() {
   by("first").textContent = first === null ? "–" : seconds(first);
   by("speed").textContent = speed === null ? "–" : `${number.format(Math.round(speed))} ${text.tokensPerSecond}`;
   showReasons(sum);
-  showSeries(period === "today" ? stats.hours : period === "week" ? stats.days.slice(-7) : stats.days);
+  showSeries(period === "today" ? hoursOfToday() : period === "week" ? stats.days.slice(-7) : stats.days);
+}
+
+function hoursOfToday() {
+  const midnight = new Date().setHours(0, 0, 0, 0) / 1000;
+  return stats.hours.filter(({ start }) => start + 3600 > midnight);
 }
 
 function showReasons(sum) {
@@ -111,7 +116,7 @@ function decisionRow(decision) {
     row.append(node);
   };
   cell(text.time, clock.format(new Date(decision.time * 1000)));
-  const route = failed ? `${text[decision.route]}, ${decision.outcome.replaceAll("_", " ")}` : text[decision.route];
+  const route = failed ? `${text[decision.route]}, ${outcomeText(decision.outcome)}` : text[decision.route];
   cell(text.route, element("span", {}, element("span", { className: "dot" }), route));
   cell(text.reason, reasonText(decision.reason, decision.explanation), "reason");
   cell(text.score, decision.score === null ? "–" : scoreBar(decision.score, decision.threshold, decision.route,

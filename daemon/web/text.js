@@ -83,6 +83,13 @@ const portugueseReasons = {
   not_calibrated: "o causal_llm não está calibrado para este modelo local: `upcall judge train`; nada sobe",
 };
 
+const portugueseOutcomes = {
+  bad_request: "pedido errado", context_length_exceeded: "não cabe no contexto", busy: "fila cheia",
+  unavailable: "indisponível", no_key: "sem chave", authentication: "chave recusada", rate_limited: "limite do provedor",
+  timeout: "tempo esgotado", upstream: "erro do provedor", cancelled: "cancelado", refused: "recusado",
+  internal_error: "erro interno", lost: "perdido",
+};
+
 const isPortuguese = navigator.language.toLowerCase().startsWith("pt");
 
 export const languages = { english, portuguese };
@@ -92,6 +99,11 @@ export const text = isPortuguese ? portuguese : english;
 /** The sentence for a decision: the daemon's own in English, this page's where it has the code in Portuguese. */
 export function reasonText(code, sentence) {
   return (isPortuguese && portugueseReasons[code]) || sentence || code.replaceAll("_", " ");
+}
+
+/** How a request ended that was not answered. */
+export function outcomeText(outcome) {
+  return (isPortuguese && portugueseOutcomes[outcome]) || outcome.replaceAll("_", " ");
 }
 
 export function translatePage() {

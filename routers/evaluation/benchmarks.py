@@ -1,6 +1,6 @@
 """The benchmarks that judge routers, as RouteLLM cut them: what the router sees, how good both models' answers were."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from routers.evaluation import routellm
+from routers.interface import RouterError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +45,11 @@ BENCHMARKS = {
     "mt-bench-opus-llama3": _read("mt-bench-opus-llama3", "mt_bench_pairs_wide", "turn1", OPUS, LLAMA),
 }
 """By name, as a function of the data folder. GPT-4-1106 against Mixtral 8x7B, then Claude 3 Opus against Llama 3 8B."""
+
+
+def checked(names: Sequence[str]) -> Sequence[str]:
+    """`names`. Raises `RouterError` where one is of no benchmark."""
+    for name in names:
+        if name not in BENCHMARKS:
+            raise RouterError(f"There is no benchmark {name!r}: the benchmarks are {', '.join(BENCHMARKS)}.")
+    return names

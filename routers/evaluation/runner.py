@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from routers.causal_llm import Judge
-from routers.evaluation.benchmarks import BENCHMARKS, Benchmark
+from routers.evaluation.benchmarks import BENCHMARKS, Benchmark, checked
 from routers.evaluation.metrics import LEVELS, Curve, curve, interval, percentiles
 from routers.interface import Router
 from routers.registry import load
@@ -56,9 +56,9 @@ def run(
     `judge` is for the router that needs one. A `sample` takes so many prompts of a benchmark, always the same ones.
 
     Raises:
-        RouterError: a router cannot be loaded.
-        KeyError: there is no such benchmark.
+        RouterError: a router cannot be loaded, or there is no such benchmark.
     """
+    checked(benchmarks)
     loaded = [load(name, encoder, judge) for name in routers if name != "random"]
     results = []
     for name in benchmarks:

@@ -50,12 +50,17 @@ def test_openai_parses_an_answer_into_a_model(to_openai: openai.OpenAI) -> None:
 def test_openai_completes_prompts_as_before_chats(to_openai: openai.OpenAI) -> None:
     whole = to_openai.completions.create(model="local", prompt=["one", "two"], max_tokens=3, logprobs=2)
     stream = to_openai.completions.create(model="cloud", prompt="hello", stream=True)
+    weighed = list(to_openai.completions.create(model="local", prompt="one", max_tokens=5, logprobs=1, stream=True))
 
     assert [choice.index for choice in whole.choices] == [0, 1]
     assert all(choice.logprobs and choice.logprobs.token_logprobs for choice in whole.choices)
     assert whole.usage
     assert whole.usage.completion_tokens == 6
     assert "".join(chunk.choices[0].text for chunk in stream) == GREETING
+    logprobs = [chunk.choices[0].logprobs for chunk in weighed]
+    tokens = [token for each in logprobs if each for token in each.tokens or ()]
+    offsets = [offset for each in logprobs if each for offset in each.text_offset or ()]
+    assert offsets == [len("".join(tokens[:number])) for number in range(5)]
 
 
 @pytest.mark.parametrize("fault", [{"echo": True}, {"suffix": "end"}, {"prompt": [1, 2]}, {"best_of": 2}])

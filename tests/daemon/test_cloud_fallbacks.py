@@ -197,3 +197,19 @@ def test_a_mistake_in_a_fallback_is_named_with_its_place(tmp_path: Path, text: s
     file.write_text(f"[[cloud.fallbacks]]\n{text}\n")
     with pytest.raises(ConfigError, match=sentence):
         resolve.clouds(load(file).cloud)
+
+
+async def test_what_a_request_is_said_to_have_cost_is_what_the_ledger_has_of_all_who_were_asked(
+    escalating: Escalating, upstream: Upstream, another: Upstream
+) -> None:
+    daemon = start(escalating, upstream, fallback(another), CLOUD__TIMEOUTS__FIRST_BYTE="5")
+    body = {"model": "cloud", "messages": HELLO, "max_tokens": ANSWER, "metadata": {"x-upcall-explain": "1"}}
+    upstream.script = cut_at_once
+    for script, model in ((answer, "second"), (refusing(500), "smollm2-135m")):
+        another.script = script
+        said = (await asyncio.to_thread(daemon.call, "POST", "/v1/chat/completions", body))["x_upcall"]
+        row = (await asyncio.to_thread(daemon.call, "GET", "/upcall/decisions"))["decisions"][0]
+
+        assert said["model"] == model
+        assert row["cost_usd"] >= FIRST.most(*SIZE)
+        assert (said["cost_usd"], said["saved_usd"]) == pytest.approx((row["cost_usd"], row["saved_usd"]))

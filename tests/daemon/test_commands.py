@@ -44,7 +44,8 @@ MISTAKES = {
     "evaluate": [
         "evaluate --data /nonexistent: 2 does not exist",
         "evaluate --second-look x: 2 --data",
-        "evaluate --benchmark arena-hard: 1 --data",
+        "evaluate --benchmark mt-bench-opus-llama3: 1 --data",
+        "evaluate --benchmark arena-hard: 1 no benchmark 'arena-hard'",
     ],
     "feedback forget": ["feedback forget last: 1 no ledger", "feedback forget a b: 2 unexpected extra argument"],
     "feedback list": ["feedback list: 1 no ledger", "feedback list last: 2 unexpected extra argument"],

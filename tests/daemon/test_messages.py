@@ -277,6 +277,9 @@ async def test_without_a_cloud_a_long_prompt_is_an_error_and_never_cut_short(upc
     assert "context" in said["error"]["message"]
 
 
+RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": {"degrees": 4}}
+
+
 @pytest.mark.parametrize(
     ("change", "hint"),
     [
@@ -284,6 +287,7 @@ async def test_without_a_cloud_a_long_prompt_is_an_error_and_never_cut_short(upc
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "text"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "tool_use_id"),
+        ({"messages": [{"role": "user", "content": [RESULT]}]}, "tool_result"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "base64"}}]}]}, "media_type"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"tools": [{"name": "f"}]}, "input_schema"),

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.daemon.harness import Daemon
+from tests.daemon.conftest import StartDaemon
+from tests.daemon.harness import Daemon, wait_until
 
 HELLO = [{"role": "user", "content": "hello"}]
 SHORT = {"num_predict": 4, "temperature": 0}
@@ -138,3 +139,12 @@ def test_a_missing_content_type_is_taken_from_programs_and_not_from_pages(
 def test_the_other_formats_want_the_content_type(upcall: Daemon) -> None:
     for path in ("/v1/chat/completions", "/v1/messages", "/upcall/privacy"):
         assert post(upcall, path, {})[0] in (405, 415)
+
+
+def test_a_model_that_was_freed_is_not_said_to_run(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(LOCAL__IDLE_SECONDS="1")
+    daemon.call("POST", "/api/generate", {"model": "local", "prompt": "Hi", "options": {"num_predict": 1}})
+    wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "unloaded")
+
+    assert daemon.call("GET", "/api/ps") == {"models": []}
+    assert daemon.call("GET", "/v1/models/local")["ready"] is True

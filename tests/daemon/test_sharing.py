@@ -62,7 +62,8 @@ def test_a_share_that_is_none_is_refused(upcall: Daemon, body: dict[str, object]
 def test_a_fixed_threshold_is_not_moved(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(ROUTING__THRESHOLD="0.7")
 
-    assert daemon.call("GET", "/upcall/routing")["cloud_share"] is None
+    told = daemon.call("GET", "/upcall/routing")
+    assert (told["cloud_share"], told["threshold"], told["expected_share"]) == (None, 0.7, None)
     with pytest.raises(DaemonError, match=r"routing\.threshold"):
         daemon.call("PUT", "/upcall/routing", {"cloud_share": 0.5})
 

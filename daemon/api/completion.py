@@ -53,11 +53,15 @@ class Choice:
             case Finish():
                 self.finish_reason = event.reason
 
+    def call(self, number: int) -> dict[str, Any]:
+        """A tool call as far as it has come."""
+        call = self.tool_calls[number]
+        return {**call, "function": {**call["function"], "arguments": "".join(self.arguments[number])}}
+
     def rendered(self, index: int) -> dict[str, Any]:
-        calls = []
-        for number, call in sorted(self.tool_calls.items()):
-            function = {**call["function"], "arguments": "".join(self.arguments[number])}
-            calls.append({**call, "function": function, **_joined(self.calls_beside.get(number, [{}]))})
+        calls = [
+            {**self.call(number), **_joined(self.calls_beside.get(number, [{}]))} for number in sorted(self.tool_calls)
+        ]
         beside = _joined(self.beside or [{}])
         called = bool(calls) or "function_call" in beside
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self.text) or (None if called else "")}

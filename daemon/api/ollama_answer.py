@@ -59,9 +59,9 @@ class OllamaShape:
 
     def _calls(self, open: bool = True) -> Iterator[dict[str, Any]]:
         """The calls that have not been sent yet, the one that is still `open` included."""
-        calls = [call for _, call in sorted(self._choice.tool_calls.items())]
-        for call in calls[self._sent_calls : None if open else -1]:
+        for number in sorted(self._choice.tool_calls)[self._sent_calls : None if open else -1]:
             self._sent_calls += 1
+            call = self._choice.call(number)
             function = call["function"]
             yield {
                 "id": call["id"],

@@ -50,7 +50,11 @@ def test_openai_parses_an_answer_into_a_model(to_openai: openai.OpenAI) -> None:
 def test_openai_completes_prompts_as_before_chats(to_openai: openai.OpenAI) -> None:
     whole = to_openai.completions.create(model="local", prompt=["one", "two"], max_tokens=3, logprobs=2)
     stream = to_openai.completions.create(model="cloud", prompt="hello", stream=True)
-    weighed = list(to_openai.completions.create(model="local", prompt="one", max_tokens=5, logprobs=1, stream=True))
+    weighed = list(
+        to_openai.completions.create(
+            model="local", prompt="one", max_tokens=5, logprobs=1, logit_bias={"2": -100}, stream=True
+        )
+    )
 
     assert [choice.index for choice in whole.choices] == [0, 1]
     assert all(choice.logprobs and choice.logprobs.token_logprobs for choice in whole.choices)

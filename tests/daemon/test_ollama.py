@@ -143,7 +143,9 @@ def test_the_other_formats_want_the_content_type(upcall: Daemon) -> None:
 
 def test_a_model_that_was_freed_is_not_said_to_run(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(LOCAL__IDLE_SECONDS="1")
-    daemon.call("POST", "/api/generate", {"model": "local", "prompt": "Hi", "options": {"num_predict": 1}})
+    daemon.call(
+        "POST", "/api/generate", {"model": "local", "prompt": "Hi", "stream": False, "options": {"num_predict": 1}}
+    )
     wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "unloaded")
 
     assert daemon.call("GET", "/api/ps") == {"models": []}

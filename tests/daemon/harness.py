@@ -19,7 +19,9 @@ from daemon.client import DaemonError, call
 from daemon.config import Server
 
 UPCALL = Path(sys.executable).with_name("upcall")
-START_SECONDS = 60.0
+START_SECONDS = 240.0
+NOON = f"MID{time.gmtime().tm_hour - 12:+d}"
+"""A time zone in which it is about noon, so that no test has a midnight in it, after which figures begin anew."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,14 @@ def running_daemon(
         yield Daemon(process, environment, Server(port=_port(process, log)))
     finally:
         process.terminate()
-        process.wait(10)
+        try:
+            process.wait(60)
+        finally:
+            process.kill()  # Or it would stay behind; without effect on one that has ended.
 
 
 def user_environment(home: Path, models: Path | None = None) -> dict[str, str]:
-    """The environment of a user with an empty home, no session bus, and, if given, pulled models."""
+    """The environment of a user with an empty home, no session bus, about noon, and, if given, pulled models."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "VIRTUAL_ENV")}
     folders = {f"XDG_{kind}_HOME": str(home / kind.lower()) for kind in ("DATA", "CONFIG", "STATE", "CACHE")}
     if models:
@@ -101,7 +106,7 @@ def user_environment(home: Path, models: Path | None = None) -> dict[str, str]:
         link = home / "data" / "upcall" / "models"
         if not link.is_symlink():
             link.symlink_to(models)
-    return {**kept, **folders, "HOME": str(home)}
+    return {**kept, **folders, "HOME": str(home), "TZ": NOON}
 
 
 def client(daemon: Daemon) -> openai.OpenAI:

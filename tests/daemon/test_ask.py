@@ -72,20 +72,24 @@ def test_ctrl_c_ends_the_question_and_frees_the_slot(user: Mapping[str, str], up
     def running() -> int:
         return int(upcall.call("GET", "/healthz")["local"]["running"])
 
-    # A prompt that takes seconds to read, so that the question is under way when it is broken off.
-    asking = subprocess.Popen(
-        [UPCALL, "ask", "--local", "word " * 6000],
-        env=user, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # What a shell starts in the background ignores SIGINT, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    wait_until(lambda: running() == 1)
-    asking.send_signal(signal.SIGINT)
-    answer, errors = asking.communicate(timeout=30)
+    for number in range(3):
+        wait_until(lambda: running() == 0)
+        # A prompt that takes seconds to read, so that the question is under way when it is broken off.
+        asking = subprocess.Popen(
+            [UPCALL, "ask", "--local", f"{number}: {'word ' * 6000}"],
+            env=user, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            # What a shell starts in the background ignores SIGINT, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+        wait_until(lambda: running() == 1 or asking.poll() is not None)  # noqa: B023 - called in this round only
+        asking.send_signal(signal.SIGINT)
+        answer, errors = asking.communicate(timeout=120)
+        assert "Traceback" not in errors
+        if not answer:
+            break  # Otherwise this process came too late, and is to try again.
 
     assert asking.returncode == 130
     assert not answer
-    assert "Traceback" not in errors
     wait_until(lambda: running() == 0)
     assert cli(user, "ask", "Say hello.").returncode == 0
 
@@ -103,7 +107,7 @@ def test_an_answer_cannot_steer_the_terminal(user: Mapping[str, str], tmp_path: 
             seen += piece
     except OSError:
         pass  # the terminal's other end is closed: all was read
-    assert asked.wait(30) == 0
+    assert asked.wait(240) == 0
     assert seen.strip()
     assert b"\x1b" not in seen
 

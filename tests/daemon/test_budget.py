@@ -23,6 +23,7 @@ from models.cloud.size import most_tokens
 from models.interface import ChatRequest, Usage
 from tests.daemon.conftest import Escalating
 from tests.daemon.harness import Daemon, wait_until
+from tests.daemon.test_prices import saved
 from tests.emulators.upstream import Call, Upstream, chunk
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -72,15 +73,17 @@ async def test_of_twenty_at_once_against_room_for_five_no_sixth_goes_up_and_the_
         await call.send(call.text("Hello"), *call.end)
 
     upstream.script = wait_and_answer
-    daemon = start(escalating, upstream, BUDGET__DAILY_USD=f"{5 * MOST:.9f}")
+    few = 4  # tokens: what is answered here takes little time, in which the cloud's answers wait
+    most = PRICE.most(most_tokens(ChatRequest(messages=HELLO)), few)
+    daemon = start(escalating, upstream, BUDGET__DAILY_USD=f"{5 * most:.9f}", CLOUD__TIMEOUTS__BETWEEN="600")
     async with session(daemon) as opened:
-        asked = [asyncio.create_task(ask(opened)) for _ in range(20)]
+        asked = [asyncio.create_task(ask(opened, max_tokens=few)) for _ in range(20)]
         here = []
         for done in asyncio.as_completed(asked):
             here.append(await done)
             if len(here) == 15:
                 break
-        assert len(upstream.calls) == 5
+        await asyncio.to_thread(wait_until, lambda: len(upstream.calls) == 5)
         let_go.set()
         answers = await asyncio.gather(*asked)
 
@@ -299,10 +302,15 @@ async def test_what_an_unknown_price_means_is_for_the_settings_to_say(
 ) -> None:
     own = {"CLOUD__MODEL": "house-model", "CLOUD__PROVIDER": "openai", **settings}
     daemon = escalating(upstream.base_url("openai"), LOCAL__MAX_TOKENS="2", **own)
+    if "CLOUD__UNKNOWN_PRICE" in settings:
+        # It holds once the list has been looked in. The others find no price there, nor before.
+        await asyncio.to_thread(wait_until, lambda: saved(daemon) is not None)
     async with session(daemon) as opened:
         answer = await ask(opened)
-    [kept] = (await asyncio.to_thread(daemon.call, "GET", "/upcall/decisions"))["decisions"]
+    kept, *earlier = (await asyncio.to_thread(daemon.call, "GET", "/upcall/decisions"))["decisions"]
 
+    assert kept["request_id"] == answer.headers["x-upcall-request-id"]
+    assert earlier == [] or "CLOUD__UNKNOWN_PRICE" in settings
     assert (answer.headers["x-upcall-route"], answer.headers["x-upcall-reason"]) == (route, reason)
     assert (kept["cost_usd"] is None) == (route == "cloud" and not settings)
 

@@ -102,6 +102,7 @@ def test_a_follow_up_without_content_keeps_the_score_of_a_hard_turn(upcall: Daem
 
 def test_stop_strings_and_seed_reach_the_model(client: openai.OpenAI) -> None:
     settings = {"model": "local", "messages": [{"role": "user", "content": "Count: one, two,"}], "max_tokens": 40}
+    client.chat.completions.create(**{**settings, "max_tokens": 1})  # Both take the prompt from the cache.
     first, second = (client.chat.completions.create(**settings, seed=7, temperature=1) for _ in range(2))
     stopped = client.chat.completions.create(**settings, stop=[","], temperature=0)
 

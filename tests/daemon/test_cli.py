@@ -158,7 +158,8 @@ def test_doctor_finds_a_ready_machine_well(tmp_path: Path, models_ready: Path) -
     assert _states(examined.stdout) == HEALTHY
     assert re.search(r"compiled (for this processor \(|without )", examined.stdout)
     assert f"it is {time.strftime('%Y-', time.gmtime())}" in examined.stdout
-    assert "upcall key set openai" in examined.stdout or "credential" in examined.stdout
+    told = ("upcall key set openai", "credential", "did not answer")  # the last where it takes long to look
+    assert any(words in examined.stdout for words in told)
     assert examined.returncode == ('"bad"' in examined.stdout)
 
 

@@ -26,7 +26,7 @@ PRICES = json.dumps({"gpt-4": {"prompt": 10, "completion": 30}})
 MOST = PRICE.most(most_tokens(ChatRequest(messages=HELLO)), ANSWER)
 USED = PRICE.of(Usage(7, 3))
 """What the upstream says that it counted."""
-SHORT = "1"
+SHORT = "5"
 """Seconds, for what never comes: a hang would last until the defaults of 30 and 60 s, and the test's own end."""
 WIDE = 50_000_000
 

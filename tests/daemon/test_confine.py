@@ -31,7 +31,7 @@ CONFINED = ("gateway", "local")
 def attacked(role: str, targets: dict[str, Any], tmp_path: Path) -> dict[str, bool]:
     environment = {**user_environment(tmp_path), "HOME": targets["home"]}
     command = [sys.executable, "-P", HOSTILE, role, json.dumps(targets)]
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()
     outcome: dict[str, bool] = json.loads(done.stdout)
     return outcome
@@ -142,7 +142,7 @@ UNENFORCEABLE = ("unshare", "seccomp", "landlock_create_ruleset")
 def test_privacy_mode_does_not_start_where_the_kernel_enforces_nothing(tmp_path: Path) -> None:
     command = [*_without(UNENFORCEABLE), UPCALL, "serve", "--port", "0", "--privacy"]
     environment = user_environment(tmp_path)
-    refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     errors = [line for line in refused.stderr.splitlines() if "ERROR   daemon.supervisor" in line]
 
     assert refused.returncode == 2

@@ -34,7 +34,7 @@ def asked(
 
 def sent(daemon: Daemon, request: bytes) -> bytes:
     """The answer to these very bytes, until the server closes."""
-    with socket.create_connection(("127.0.0.1", daemon.server.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", daemon.server.port), timeout=240) as connection:
         connection.sendall(request)
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
@@ -181,7 +181,10 @@ def test_slow_clients_are_hung_up_on_and_others_do_not_wait(upcall: Daemon) -> N
 def test_one_client_cannot_hold_more_than_its_share(start_daemon: StartDaemon) -> None:
     daemon = start_daemon(SERVER__MAX_CONCURRENT="2")
     head = f"POST /v1/route HTTP/1.1\r\nHost: 127.0.0.1:{daemon.server.port}\r\nContent-Type: application/json\r\n"
-    long = b'{"messages": [{"role": "user", "content": "Tell a long story."}], "max_tokens": 4000, "model": "local"}'
+    long = (
+        b'{"messages": [{"role": "user", "content": "Tell a long story."}], "max_tokens": 4000, "model": "local", '
+        b'"logit_bias": {"2": -100}}'
+    )
     with contextlib.ExitStack() as stack:
         for _ in range(2):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", daemon.server.port)))

@@ -25,6 +25,7 @@ def test_conversations_go_on_after_a_restart_until_they_are_forgotten(tmp_path: 
     with running_daemon(tmp_path, models_ready, ON) as daemon:
         ask(daemon)
         layers = daemon.call("GET", "/healthz")["kernel"]["local"]
+        wait_until(lambda: kept(tmp_path))  # After a rest: a stop has little time for it.
     assert len(kept(tmp_path)) == 1
 
     with running_daemon(tmp_path, models_ready, ON) as daemon:

@@ -27,6 +27,8 @@ from tests.emulators.servers import Emulator
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 MARKER = "zanzibar-marker-4711"
+ENDLESS = {"max_tokens": 4000, "logit_bias": {"2": -100}}
+"""The end of the answer is ruled out."""
 
 
 def latest(daemon: Daemon, limit: int = 1) -> list[dict[str, Any]]:
@@ -91,7 +93,7 @@ def test_a_client_that_leaves_is_recorded_as_cancelled(upcall: Daemon) -> None:
     with closing(http.client.HTTPConnection("127.0.0.1", upcall.server.port, timeout=60)) as connection:
         body = {"model": "local", "messages": [{"role": "user", "content": "Tell a very long story."}], "stream": True}
         headers = {"Content-Type": "application/json"}
-        connection.request("POST", "/v1/chat/completions", json.dumps({**body, "max_tokens": 4000}), headers)
+        connection.request("POST", "/v1/chat/completions", json.dumps({**body, **ENDLESS}), headers)
         response = connection.getresponse()
         id = response.headers["x-upcall-request-id"]
         response.read(20)
@@ -355,7 +357,7 @@ async def test_the_feed_tells_of_each_request_as_it_ends_and_ends_with_the_daemo
         with contextlib.suppress(aiohttp.ClientError):
             async for _ in events:
                 pass
-    assert await asyncio.to_thread(daemon.process.wait, 30) == 0
+    assert await asyncio.to_thread(daemon.process.wait, 240) == 0
 
 
 async def _events(feed: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, dict[str, Any]]]:

@@ -165,6 +165,7 @@ def test_privacy_mode_ends_an_escalation_that_hangs_and_nothing_tries_it_again(
 
 def _wait_until_quiet(box: Box) -> None:
     """The end of a killed process' connections takes a few packets more."""
+    wait_until(lambda: not box.connected())
     seen = -1
     while seen != (seen := box.leaked()):
         time.sleep(0.3)

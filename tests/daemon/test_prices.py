@@ -121,12 +121,14 @@ async def test_what_anthropic_cached_is_priced_to_the_cent_by_either_wire(
 
     upstream.script = cached
     daemon = escalating(upstream.base_url("anthropic"), "anthropic")
+    await asyncio.to_thread(wait_until, lambda: saved(daemon) is not None)
     body = {"model": "cloud", "messages": HELLO, "max_tokens": 50}
     headers = {"x-upcall-route": "cloud"}
     answer = await asyncio.to_thread(call_daemon, daemon.server, "POST", path, body, headers, 120)
     assert answer["id"]
-    [kept] = (await asyncio.to_thread(daemon.call, "GET", "/upcall/decisions"))["decisions"]
+    kept, *earlier = (await asyncio.to_thread(daemon.call, "GET", "/upcall/decisions"))["decisions"]
 
+    assert {row["route"] for row in earlier} == {"local"}
     assert (kept["prompt_tokens"], kept["completion_tokens"], kept["cached_tokens"]) == (71_000, 3, 50_000)
     cost = 1_000 * 5e-6 + 50_000 * 0.5e-6 + 15_000 * 6.25e-6 + 5_000 * 10e-6 + 3 * 25e-6
     assert kept["cost_usd"] == pytest.approx(cost, abs=1e-9)

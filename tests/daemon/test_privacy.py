@@ -1,5 +1,6 @@
 """Privacy mode: what it keeps here, how it is switched, and that no cloud process exists under it."""
 
+import asyncio
 import http.client
 import re
 import time
@@ -14,6 +15,7 @@ from tests.daemon.conftest import Escalating, StartDaemon
 from tests.daemon.harness import Daemon, cli, client, reload, running_daemon, user_environment, wait_until
 from tests.daemon.test_kept import ask, kept
 from tests.emulators.servers import Emulator
+from tests.emulators.upstream import Call, Upstream
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
@@ -43,22 +45,27 @@ def test_privacy_answers_every_escalation_locally_and_ends_the_cloud_process(
     assert reason(daemon) == "forced_cloud"
 
 
-def test_privacy_cuts_an_escalation_under_way_and_tells_its_client(
+async def test_privacy_cuts_an_escalation_under_way_and_tells_its_client(
     escalating: Escalating,
-    aimock: Emulator,
+    upstream: Upstream,
 ) -> None:
-    daemon = escalating(aimock.base_url("openai"))
-    stream = client(daemon).chat.completions.create(
-        model="cloud", messages=[{"role": "user", "content": "count for long"}], stream=True
-    )
-    received = iter(stream)
-    while not next(received).choices[0].delta.content:
-        pass
-    daemon.cli("privacy", "on")
+    async def begin_only(call: Call) -> None:
+        await call.send(*call.begin, call.text("One, "))
+        await asyncio.Event().wait()
 
-    with pytest.raises(openai.APIError, match="Privacy mode was switched on"):
-        for _ in received:
+    def cut() -> None:
+        received = iter(client(daemon).chat.completions.create(model="cloud", messages=HELLO, stream=True))
+        while not next(received).choices[0].delta.content:
             pass
+        daemon.cli("privacy", "on")
+        with pytest.raises(openai.APIError, match="Privacy mode was switched on"):
+            for _ in received:
+                pass
+
+    upstream.script = begin_only
+    daemon = escalating(upstream.base_url("openai"), CLOUD__TIMEOUTS__BETWEEN="600")
+    await asyncio.to_thread(cut)
+    await asyncio.wait_for(upstream.calls[0].left.wait(), 60)
 
 
 def test_every_answer_carries_a_header_while_privacy_mode_is_on(start_daemon: StartDaemon) -> None:
@@ -162,10 +169,12 @@ def test_a_local_model_that_starts_again_keeps_nothing_under_privacy_that_could_
     daemon = start_daemon(LOCAL__CACHE_ON_DISK="true")
     _make_unwritable(daemon, tmp_path)
     daemon.cli("privacy", "on")
-    daemon.children("local")[0].kill()
+    (worker,) = daemon.children("local")
+    worker.kill()
+    worker.wait(60)  # Until it is gone, it takes a request with it.
     ask(daemon)
     daemon.process.terminate()
-    daemon.process.wait(10)
+    daemon.process.wait(60)
 
     assert not kept(tmp_path)
 

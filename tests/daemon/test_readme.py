@@ -99,7 +99,7 @@ def test_the_commands_do_what_they_say(brief: Daemon, tmp_path: Path, require: R
         if command in SKIPPED or command in PROGRAMS:
             continue
         line = command.replace(".venv/bin/upcall", str(UPCALL)).replace(":8484", f":{port}")
-        ran = subprocess.run(["/bin/sh", "-ec", line], env=environment, capture_output=True, text=True, timeout=120)
+        ran = subprocess.run(["/bin/sh", "-ec", line], env=environment, capture_output=True, text=True, timeout=240)
         assert ran.returncode == 0, (command, ran.stderr)
         said[command.removeprefix(".venv/bin/upcall ")] = ran.stdout
 
@@ -121,7 +121,7 @@ def test_the_python_program_gets_an_answer(brief: Daemon) -> None:
     program, *_ = (text for language, text in blocks("README.md") if language == "python")
     ran = subprocess.run(
         [sys.executable, "-c", program.replace(":8484", f":{brief.server.port}")],
-        env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=120,
+        env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
 
     assert ran.returncode == 0, ran.stderr

@@ -78,7 +78,7 @@ def test_privacy_mode_keeps_prompts_from_another_machine_and_says_what_would_all
     with pytest.raises(openai.InternalServerError, match=r"set local\.on_premises = true if it is yours"):
         say(near)
 
-    assert not near.children("remote")
+    wait_until(lambda: not near.children("remote"))
     assert near.call("GET", "/healthz")["local"]["state"] == "failed"
     assert "bad  local model: privacy mode is on" in near.cli("doctor").stdout
     near.cli("privacy", "off")

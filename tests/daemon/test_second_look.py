@@ -262,7 +262,8 @@ async def test_where_the_cloud_then_fails_the_local_answer_goes_on_from_what_it_
     escalating: Escalating, upstream: Upstream, script: Script
 ) -> None:
     upstream.script = script
-    daemon = escalating(upstream.base_url("openai"), **LOOKING, **SURE_OF_NOTHING, CLOUD__TIMEOUTS__FIRST_BYTE="1")
+    patience = {"CLOUD__TIMEOUTS__FIRST_BYTE": "5" if script is hang else "60"}
+    daemon = escalating(upstream.base_url("openai"), **LOOKING, **SURE_OF_NOTHING, **patience)
     headers, text = await ask(daemon, BELOW_ALL)
     answer, row = json.loads(text), await last_row(daemon)
 

@@ -48,6 +48,8 @@ table ip sink {{
 @dataclass(frozen=True)
 class Box:
     name: str
+    world: str
+    """The name of its world."""
     requests: Path
     """What reached the world's server, one line per request."""
 
@@ -60,6 +62,12 @@ class Box:
         """Packets that left the box, or tried to, since it was made."""
         listed = subprocess.run([*self.wrapper, "nft", "-j", "list", "counters"], capture_output=True, check=True)
         return sum(item["counter"]["packets"] for item in json.loads(listed.stdout)["nftables"] if "counter" in item)
+
+    def connected(self) -> bool:
+        """Whether the world's server still has a connection, or one whose end has not been told to the last packet."""
+        command = ["ip", "netns", "exec", self.world, "ss", "-Htan"]
+        states = {line.split()[0] for line in subprocess.check_output(command, text=True).splitlines()}
+        return not states <= {"LISTEN", "TIME-WAIT"}
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -105,7 +113,7 @@ def boxed(folder: Path) -> Iterator[Box]:
         stack.callback(server.wait)
         stack.callback(server.kill)
         _until_serving(world)
-        yield Box(box, requests)
+        yield Box(box, world, requests)
 
 
 def _run(*command: str, stdin: str = "") -> None:

@@ -5,12 +5,14 @@
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ class Emulator:
     def _call(self, method: str, path: str, body: object = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.root + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=240) as answer:
             return json.load(answer)
 
 
@@ -60,7 +62,7 @@ class Emulator:
 def aimock(require: Any) -> Iterator[Emulator]:
     node = shutil.which("node")
     require(node and AIMOCK.exists(), "needs node and aimock (make test-deps)")
-    port = _free_port()
+    port = free_port()
     command = [
         str(node),
         str(AIMOCK),
@@ -79,7 +81,7 @@ def aimock(require: Any) -> Iterator[Emulator]:
 @pytest.fixture(scope="session")
 def llmock_server(require: Any) -> Iterator[Emulator]:
     require(LLMOCK.exists(), "needs llmock (make test-deps)")
-    port = _free_port()
+    port = free_port()
     command = [str(LLMOCK), "serve", "--port", str(port), "--log-level", "warning", "--stream-chunk-delay-ms", "10"]
     with _running(command, port, {}):
         yield Emulator(f"http://127.0.0.1:{port}", "/v1", "/anthropic")
@@ -99,7 +101,7 @@ class _running:  # noqa: N801 - a context manager, named as one
 
     def __enter__(self) -> None:
         self._process = subprocess.Popen(self._command, env=self._environment, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while True:
             assert self._process.poll() is None, f"{self._command} ended with {self._process.returncode}"
             assert time.monotonic() < deadline, f"{self._command} does not listen"
@@ -114,7 +116,11 @@ class _running:  # noqa: N801 - a context manager, named as one
         self._process.wait()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A port for a server that starts later: not of those of which the kernel could give it to a connection first."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(lowest // 2, lowest)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 import time
@@ -34,17 +35,18 @@ def test_portuguese_lies_nearest_to_its_english_twin(encoder: Encoder) -> None:
 
 def test_time_does_not_grow_with_the_prompt_beyond_the_window(encoder: Encoder) -> None:
     def seconds(prompt: str) -> float:
+        start = time.process_time()
         encoder.embed([prompt])
-        return min(_timed(encoder, prompt) for _ in range(5))
+        return time.process_time() - start
 
     words = "word " * 20_000
-    assert seconds(words * 10) < 3 * seconds(words[:3_000])
-
-
-def _timed(encoder: Encoder, prompt: str) -> float:
-    start = time.perf_counter()
-    encoder.embed([prompt])
-    return time.perf_counter() - start
+    long = short = math.inf
+    # In turn, so that what disturbs one disturbs the other, and beyond five times only as often as it takes.
+    for pair in range(20):
+        long, short = min(long, seconds(words * 10)), min(short, seconds(words[:3_000]))
+        if pair >= 4 and long < 3 * short:
+            break
+    assert long < 3 * short
 
 
 def test_a_missing_encoder_says_what_to_run(tmp_path: Path) -> None:

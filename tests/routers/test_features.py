@@ -1,5 +1,6 @@
 """The length of a question: what counts to it, and in how much time."""
 
+import math
 import time
 
 import numpy as np
@@ -19,11 +20,14 @@ def test_offered_choices_do_not_count_however_they_are_set_apart(between: str) -
 def test_time_grows_with_the_length_of_a_prompt_and_not_with_its_square(piece: str) -> None:
     def seconds(length: int) -> float:
         prompt = f"x{piece * length}"[: length - 1] + "y"
-        taken = []
-        for _ in range(5):
-            start = time.perf_counter()
-            log_length([prompt])
-            taken.append(time.perf_counter() - start)
-        return min(taken)
+        start = time.process_time()
+        log_length([prompt])
+        return time.process_time() - start
 
-    assert seconds(READ // 2) < 8 * seconds(READ // 8)
+    long = short = math.inf
+    # In turn, so that what disturbs one disturbs the other, and beyond five times only as often as it takes.
+    for pair in range(20):
+        long, short = min(long, seconds(READ // 2)), min(short, seconds(READ // 8))
+        if pair >= 4 and long < 8 * short:
+            break
+    assert long < 8 * short

@@ -22,7 +22,7 @@ from tests.daemon.harness import Daemon, client
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
-PATIENCE = 60.0
+PATIENCE = 240.0
 """Seconds; a deadline that only a hang can reach."""
 WIDTHS = (390, 820, 1440)
 FILLS_ITS_PLACE = """

@@ -98,11 +98,11 @@ async def test_a_broken_stream_is_a_failure_after_its_text_and_never_an_answer(
 
 async def test_a_stream_that_stalls_is_given_up_in_time(cloud: Cloud, provider: str, llmock: Emulator) -> None:
     llmock.fail({"type": "stream_fault", "kind": "stall", "after_chunks": 6, "stall_seconds": 30})
-    model = cloud(provider, llmock.base_url(provider), chunk_timeout=0.5)
-    stalled = await asyncio.wait_for(events(model, ask("hello")), 20)
+    model = cloud(provider, llmock.base_url(provider), chunk_timeout=5)
+    stalled = await asyncio.wait_for(events(model, ask("hello")), 60)
     assert text(stalled)
     assert failure(stalled).code is FailureCode.TIMEOUT
-    assert "within 0.5 s" in failure(stalled).message
+    assert "within 5 s" in failure(stalled).message
 
 
 async def test_a_slow_first_token_within_its_time_is_waited_for_once(
@@ -121,13 +121,13 @@ async def test_a_provider_that_never_answers_costs_its_time_once(
     cloud: Cloud, provider: str, upstream: Upstream
 ) -> None:
     upstream.script = hang
-    model = cloud(provider, upstream.base_url(provider), max_retries=2, first_byte_timeout=0.3)
-    ended = failure(await asyncio.wait_for(events(model, ask("hello")), 20))
+    model = cloud(provider, upstream.base_url(provider), max_retries=2, first_byte_timeout=5)
+    ended = failure(await asyncio.wait_for(events(model, ask("hello")), 60))
     assert ended.code is FailureCode.TIMEOUT
-    assert "begin to answer within 0.3 s" in ended.message
+    assert "begin to answer within 5 s" in ended.message
     # It may be at work, and billing: asking twice could pay twice.
     assert len(upstream.calls) == 1
-    await asyncio.wait_for(upstream.calls[0].left.wait(), 5)
+    await asyncio.wait_for(upstream.calls[0].left.wait(), 60)
 
 
 async def test_headers_without_a_body_are_no_beginning(cloud: Cloud, provider: str, upstream: Upstream) -> None:
@@ -137,7 +137,7 @@ async def test_headers_without_a_body_are_no_beginning(cloud: Cloud, provider: s
 
     upstream.script = headers_only
     model = cloud(provider, upstream.base_url(provider), first_byte_timeout=0.3)
-    assert failure(await asyncio.wait_for(events(model, ask("hello")), 20)).code is FailureCode.TIMEOUT
+    assert failure(await asyncio.wait_for(events(model, ask("hello")), 60)).code is FailureCode.TIMEOUT
 
 
 async def test_the_total_deadline_cuts_an_answer_that_never_ends(
@@ -150,17 +150,19 @@ async def test_the_total_deadline_cuts_an_answer_that_never_ends(
             await asyncio.sleep(0.05)
 
     upstream.script = drip
-    model = cloud(provider, upstream.base_url(provider), total_timeout=0.6)
-    got = await asyncio.wait_for(events(model, ask("hello")), 20)
+    model = cloud(provider, upstream.base_url(provider), total_timeout=3)
+    await model._connected()  # The first time, the provider's library is loaded for that.
+    got = await asyncio.wait_for(events(model, ask("hello")), 60)
     assert text(got)
     assert failure(got).code is FailureCode.TIMEOUT
-    assert "0.6 s in all" in failure(got).message
+    assert "3 s in all" in failure(got).message
 
 
 async def test_retries_end_with_the_total_deadline(cloud: Cloud, provider: str, upstream: Upstream) -> None:
     upstream.script = lambda call: error(call, 500)
-    model = cloud(provider, upstream.base_url(provider), max_retries=50, total_timeout=3.0)
-    failure(await asyncio.wait_for(events(model, ask("hello")), 20))
+    model = cloud(provider, upstream.base_url(provider), max_retries=50, total_timeout=3)
+    await model._connected()  # As above.
+    failure(await asyncio.wait_for(events(model, ask("hello")), 60))
     assert 1 < len(upstream.calls) < 10
 
 
@@ -218,7 +220,7 @@ async def test_a_line_of_50_mb_is_read_or_refused_but_never_hangs(cloud: Cloud, 
         await call.send(*call.begin, call.text("x" * 50_000_000), *call.end)
 
     upstream.script = wide
-    got = await asyncio.wait_for(events(cloud("openai", upstream.base_url("openai")), ask("hello")), 60)
+    got = await asyncio.wait_for(events(cloud("openai", upstream.base_url("openai")), ask("hello")), 240)
     assert len(text(got)) == 50_000_000
 
 
@@ -235,7 +237,7 @@ async def test_an_event_without_an_end_is_given_up(cloud: Cloud, upstream: Upstr
             sent += 1
 
     upstream.script = unending
-    got = await asyncio.wait_for(events(cloud("openai", upstream.base_url("openai")), ask("hello")), 60)
+    got = await asyncio.wait_for(events(cloud("openai", upstream.base_url("openai")), ask("hello")), 240)
     assert failure(got).code is FailureCode.UPSTREAM
     assert sent < 400
 
@@ -360,7 +362,8 @@ async def test_a_provider_that_keeps_failing_is_left_alone_and_found_again(
 ) -> None:
     upstream.script = lambda call: error(call, 500)
     model = cloud(provider, upstream.base_url(provider))
-    model._breaker._first_rest = model._breaker._rest = 0.4
+    now = [0.0]
+    model._breaker._clock = lambda: now[0]
     for _ in range(7):
         assert failure(await events(model, ask("hello"))).code in (FailureCode.UPSTREAM, FailureCode.UNAVAILABLE)
     assert len(upstream.calls) == 5
@@ -368,6 +371,6 @@ async def test_a_provider_that_keeps_failing_is_left_alone_and_found_again(
     assert status.state == "failed"
     assert "5 times in a row" in status.detail
     upstream.script = answer
-    await asyncio.sleep(0.5)
+    now[0] += model._breaker._first_rest
     assert text(await events(model, ask("hello"))) == "Hello"
     assert (await model.status()).state == "ready"

@@ -112,7 +112,8 @@ async def test_a_fault_ends_as_it_does_for_other_requests(
     cloud: Cloud, upstream: Upstream, script: Script, code: FailureCode, said: str
 ) -> None:
     upstream.script = script
-    model = cloud("anthropic", upstream.base_url("anthropic"), key=SECRET, first_byte_timeout=1)
+    wait = 5 if script is hang else 60
+    model = cloud("anthropic", upstream.base_url("anthropic"), key=SECRET, first_byte_timeout=wait)
 
     got = await asyncio.wait_for(events(model, REQUEST), 60)
 

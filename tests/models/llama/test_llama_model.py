@@ -2,9 +2,10 @@
 
 import asyncio
 import dataclasses
+import itertools
 import logging
 import math
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import pytest
 from models.interface import ChatRequest, Failure, FailureCode, Finish, Progress, TextDelta, Usage
 from models.llama.model import LlamaModel
 from models.llama.settings import LlamaSettings
-from tests.models.llama.conftest import ask, assert_same
+from tests.models.llama.conftest import Answer, ask, assert_same
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 STORY = "Tell me a story about a fox."
 LIKELY = {"logprobs": True, "top_logprobs": 10, "max_tokens": 48}
 LONG_PROMPT = "word " * 6000
+PATIENCE = 60.0
+"""Seconds that only a hang can reach."""
 
 
 async def test_answer_streams_in_pieces_and_ends_with_finish_then_usage(model: LlamaModel) -> None:
@@ -41,6 +44,7 @@ async def test_answer_that_the_model_ends_itself_finishes_with_stop(model: Llama
 
 
 async def test_same_seed_gives_the_same_answer_and_another_seed_another(model: LlamaModel) -> None:
+    await ask(model, STORY, max_tokens=1)  # The prompt comes from the cache for all of them.
     first, same, other = [(await ask(model, STORY, temperature=1.2, seed=seed)).text() for seed in (7, 7, 8)]
     assert first == same
     assert first != other
@@ -130,10 +134,37 @@ async def test_simultaneous_requests_all_get_their_own_answer(model: LlamaModel)
         assert_same(one, other)
 
 
-async def test_closing_the_answer_stops_a_running_prefill(model: LlamaModel) -> None:
-    await ask(model, "word " * 300, max_tokens=1)  # loads the model and lets it measure itself
-    whole_prompt_seconds = len(LONG_PROMPT.split()) / model._ready().engine._prompt_rate
-    events = model.chat(ChatRequest(messages=[{"role": "user", "content": LONG_PROMPT}], max_tokens=4))
+class Steps:
+    """The engine's steps from now on; the one with the number `held` waits until it is let go."""
+
+    def __init__(self, model: LlamaModel, monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+        self.results: list[int] = []
+        """What llama.cpp answered to each."""
+        self.let_go = threading.Event()
+        self._held = held
+        self._reached = threading.Event()
+        context = model._ready().engine._context
+        self._decode = context.decode
+        monkeypatch.setattr(context, "decode", self._step)
+
+    async def reached(self) -> bool:
+        """Whether the engine has come to the step that is held, and so to no further one."""
+        return await asyncio.to_thread(self._reached.wait, PATIENCE)
+
+    def _step(self, *, hidden: bool = False) -> int:
+        if len(self.results) == self._held:
+            self._reached.set()
+            self.let_go.wait(PATIENCE)
+        self.results.append(self._decode(hidden=hidden))
+        return self.results[-1]
+
+
+async def test_closing_the_answer_stops_a_running_prefill(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    await ask(model, "Hi", max_tokens=1)  # loads the model
+    steps = Steps(model, monkeypatch, held=2)
+    # A beginning of its own, so that no test before has left a part of it in the cache.
+    messages = [{"role": "user", "content": f"How many words are these? {LONG_PROMPT}"}]
+    events = model.chat(ChatRequest(messages=messages, max_tokens=4))
 
     async def first_word() -> None:
         async for event in events:
@@ -141,14 +172,15 @@ async def test_closing_the_answer_stops_a_running_prefill(model: LlamaModel) -> 
                 return
 
     waiting = asyncio.create_task(first_word())
-    await asyncio.sleep(whole_prompt_seconds / 10)
+    assert await steps.reached()
     assert not waiting.done()
     waiting.cancel()
     await asyncio.wait([waiting])
     await events.aclose()
-    started = time.monotonic()
+    steps.let_go.set()
+    await _until(model, running=0)
+    assert steps.results == [0, 0, 2]  # The step under way was broken off, of the nine or more that were left.
     assert (await ask(model, "Hi", max_tokens=1)).finish.reason == "length"
-    assert time.monotonic() - started < whole_prompt_seconds / 4
 
 
 async def test_cancelling_one_prompt_does_not_change_an_answer_beside_it(model: LlamaModel) -> None:
@@ -193,10 +225,19 @@ async def test_answer_without_max_tokens_may_fill_the_rest_of_the_context(settin
     await model.close()
 
 
-async def test_full_queue_says_busy_and_when_to_come_back(settings: LlamaSettings) -> None:
+async def test_full_queue_says_busy_and_when_to_come_back(
+    settings: LlamaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = LlamaModel(dataclasses.replace(settings, slots=1, queue_limit=2))
     await ask(model, "Hi", max_tokens=1)
-    answers = await asyncio.gather(*(ask(model, f"{STORY} {number}") for number in range(6)))
+    steps = Steps(model, monkeypatch, held=0)
+    asked = [asyncio.create_task(ask(model, f"{STORY} 0"))]
+    assert await steps.reached()  # The slot is taken, and stays so while the others come.
+    asked += [asyncio.create_task(ask(model, f"{STORY} {number}")) for number in range(1, 6)]
+    for answered in itertools.islice(asyncio.as_completed(asked), 3):
+        await answered
+    steps.let_go.set()
+    answers = await asyncio.gather(*asked)
     refused = [answer for answer in answers if answer.all(Failure)]
     assert len(refused) == 3
     assert all(answer.failure.code is FailureCode.BUSY and answer.failure.retry_after >= 1 for answer in refused)
@@ -207,18 +248,28 @@ async def test_full_queue_says_busy_and_when_to_come_back(settings: LlamaSetting
 
 
 async def test_deadline_ends_an_answer_with_a_timeout_and_frees_the_engine(settings: LlamaSettings) -> None:
-    model = LlamaModel(dataclasses.replace(settings, timeout=1.0))
+    model = LlamaModel(settings)
+    await ask(model, "Hi", max_tokens=1)  # loads the model, for which the deadline would be too short
+    model._settings = dataclasses.replace(settings, timeout=1.0)
     late = await ask(model, STORY, max_tokens=1500, logit_bias={"2": -100.0})
     assert late.events[-1] == late.failure
     assert late.failure.code is FailureCode.TIMEOUT
+    model._settings = settings
     assert (await ask(model, "Hi", max_tokens=2)).finish.reason == "length"
     await model.close()
 
 
-async def test_request_while_the_model_loads_hears_of_it_and_is_then_answered(settings: LlamaSettings) -> None:
+async def test_request_while_the_model_loads_hears_of_it_and_is_then_answered(
+    settings: LlamaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, load = threading.Event(), LlamaModel._load
+    monkeypatch.setattr(LlamaModel, "_load", lambda self: heard.wait(PATIENCE) and load(self))
     model = LlamaModel(settings)
     assert (await model.status()).state == "loading"
-    answer = await ask(model, "Hi")
+    answer = Answer()
+    async for event in model.chat(ChatRequest(messages=[{"role": "user", "content": "Hi"}], max_tokens=24)):
+        heard.set()
+        answer.events.append(event)
     assert isinstance(answer.events[0], Progress)
     assert answer.events[0].stage == "loading"
     assert answer.usage.completion_tokens > 0
@@ -228,10 +279,9 @@ async def test_request_while_the_model_loads_hears_of_it_and_is_then_answered(se
 
 
 async def test_idle_model_is_freed_and_comes_back_with_the_next_request(settings: LlamaSettings) -> None:
-    model = LlamaModel(dataclasses.replace(settings, idle_unload=0.2))
+    model = LlamaModel(dataclasses.replace(settings, idle_unload=2))
     before = (await ask(model, STORY)).text()
-    await asyncio.sleep(0.6)
-    assert (await model.status()).state == "unloaded"
+    await _until(model, state="unloaded")
     assert (await ask(model, STORY)).text() == before
     await model.close()
 
@@ -239,8 +289,8 @@ async def test_idle_model_is_freed_and_comes_back_with_the_next_request(settings
 async def test_closing_the_model_ends_running_answers_with_a_reason(settings: LlamaSettings) -> None:
     model = LlamaModel(settings)
     await ask(model, "Hi", max_tokens=1)
-    running = asyncio.create_task(ask(model, LONG_PROMPT[:9000], max_tokens=64))
-    await asyncio.sleep(0.3)
+    running = asyncio.create_task(ask(model, LONG_PROMPT[:9000], max_tokens=64, logit_bias={"2": -100.0}))
+    await _until(model, running=1)
     await model.close()
     assert (await running).failure.code is FailureCode.UNAVAILABLE
     assert (await ask(model, "Hi")).failure.code is FailureCode.UNAVAILABLE
@@ -342,6 +392,13 @@ async def _assert_unusable(path: Path, reason: str) -> None:
     assert status.state == "failed"
     assert reason in status.detail
     await model.close()
+
+
+async def _until(model: LlamaModel, **wanted: object) -> None:
+    """Wait until the model's status has these values."""
+    async with asyncio.timeout(PATIENCE):
+        while not wanted.items() <= dataclasses.asdict(await model.status()).items():  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.02)
 
 
 async def _ids(model: LlamaModel, text: str) -> list[int]:

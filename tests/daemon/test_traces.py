@@ -23,7 +23,7 @@ from daemon.config_file import load
 from daemon.ledger import Record, insert, open_for_writing
 from daemon.traces import Traces
 from tests.daemon.conftest import StartDaemon
-from tests.daemon.harness import client, wait_until
+from tests.daemon.harness import Daemon, client, reload, wait_until
 
 
 @dataclass
@@ -80,25 +80,31 @@ def attributes(span: Span) -> dict[str, Any]:
     return {each.key: getattr(each.value, str(each.value.WhichOneof("value"))) for each in span.attributes}
 
 
+def ask(daemon: Daemon) -> tuple[str, str]:
+    """The request's id, and the answer's text."""
+    answer = client(daemon).chat.completions.with_raw_response.create(
+        model="auto", messages=[{"role": "user", "content": "Tell me of the albatross."}], max_tokens=8
+    )
+    return answer.headers["x-upcall-request-id"], answer.parse().choices[0].message.content or ""
+
+
+def until_sending(daemon: Daemon) -> None:
+    """Wait until the process that sends has taken note of where it starts from: then it loads protobuf."""
+    protobuf = Path(_message.__file__).name
+
+    def sends() -> bool:
+        return any(protobuf in Path(f"/proc/{each.pid}/maps").read_text() for each in daemon.children("daemon.traces"))
+
+    wait_until(sends)
+
+
 def test_a_span_of_each_request_reaches_the_collector_without_a_word_and_the_last_one_before_the_daemon_ends(
     start_daemon: StartDaemon, collector: Collector
 ) -> None:
     daemon = start_daemon(TELEMETRY__OTLP_ENDPOINT=collector.url)
-    wait_until(lambda: daemon.children("daemon.traces"))
     wait_until(lambda: "traces" in daemon.call("GET", "/healthz")["memory_bytes"])
-    (sending,) = daemon.children("daemon.traces")
-    # What it loads once it has taken note of where it starts from.
-    protobuf = Path(_message.__file__).name
-    wait_until(lambda: protobuf in Path(f"/proc/{sending.pid}/maps").read_text())
-
-    def ask() -> tuple[str, str]:
-        """The request's id, and the answer's text."""
-        answer = client(daemon).chat.completions.with_raw_response.create(
-            model="auto", messages=[{"role": "user", "content": "Tell me of the albatross."}], max_tokens=8
-        )
-        return answer.headers["x-upcall-request-id"], answer.parse().choices[0].message.content or ""
-
-    id, said = ask()
+    until_sending(daemon)
+    id, said = ask(daemon)
     wait_until(lambda: collector.spans)
     row = daemon.call("GET", f"/upcall/decisions/{id}")
     [(trace, span)] = collector.by_trace.items()
@@ -116,13 +122,28 @@ def test_a_span_of_each_request_reaches_the_collector_without_a_word_and_the_las
     assert (seen.get("upcall.score"), seen.get("upcall.threshold")) == (row["score"], row["threshold"])
     assert "error.type" not in seen
 
-    last, _ = ask()
+    last, _ = ask(daemon)
     daemon.process.terminate()
     daemon.process.wait(60)
     assert list(collector.by_trace) == [id, last]
     sent = b"".join(collector.bodies)
     assert b"smollm2" in sent
     assert [word for word in ("albatross", *said.split()) if len(word) > 6 and word.encode() in sent] == []
+
+
+def test_what_waits_for_a_collector_is_sent_to_the_one_that_a_reload_names(
+    start_daemon: StartDaemon, collector: Collector, tmp_path: Path
+) -> None:
+    telemetry = '[telemetry]\notlp_endpoint = "{}"\n'
+    (tmp_path / "config" / "upcall").mkdir(parents=True)
+    (tmp_path / "config" / "upcall" / "config.toml").write_text(telemetry.format("http://127.0.0.1:9"))
+    daemon = start_daemon()
+    until_sending(daemon)
+    waiting, _ = ask(daemon)
+    wait_until(lambda: "traces wait to be sent" in (tmp_path / "log").read_text())
+    reload(daemon, tmp_path, telemetry.format(collector.url))
+
+    wait_until(lambda: waiting in collector.by_trace)
 
 
 def test_privacy_mode_ends_the_process_that_sends_to_another_machine_and_lets_it_back_afterwards(

@@ -20,11 +20,11 @@ install: .venv/.installed ## create .venv with upcall and its tests' tools; comp
 
 run: install ## answer six prompts with the embedded model, then keep serving
 	$(BIN)/upcall pull smollm2-135m use-multilingual
-	$(BIN)/python -m daemon.demo
+	$(BIN)/python -m daemon.tools.demo
 
 run-pair: install ## the same with a second, larger local model in the place of the cloud
 	$(BIN)/upcall pull smollm2-135m use-multilingual qwen2.5-coder-1.5b
-	$(BIN)/python -m daemon.demo --pair
+	$(BIN)/python -m daemon.tools.demo --pair
 
 test: install ## run the tests; what the machine lacks is skipped with the reason (ARGS=... goes to pytest; -n 0 runs them one by one)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -38,8 +38,8 @@ lint: install ## ruff and mypy
 
 docs: install ## write the pages that are made from the code: settings, manual page
 	mkdir -p .build
-	$(BIN)/python -m daemon.config_reference > .build/page && mv .build/page docs/configuration.md
-	$(BIN)/python -m daemon.man_page > .build/page && mv .build/page docs/upcall.1
+	$(BIN)/python -m daemon.tools.config_reference > .build/page && mv .build/page docs/configuration.md
+	$(BIN)/python -m daemon.tools.man_page > .build/page && mv .build/page docs/upcall.1
 
 bench: install ## measure start-up, routing and the cloud side against their peers; the engine's peer is named in its results
 	$(BIN)/upcall pull smollm2-135m use-multilingual minilm-l6

@@ -6,18 +6,8 @@ from pathlib import Path
 
 import click
 
-from daemon import (
-    ask_cli,
-    feedback_cli,
-    judge_cli,
-    keys_cli,
-    learn_cli,
-    ledger_cli,
-    models_cli,
-    routing_cli,
-    service_cli,
-)
-from daemon.settings_cli import Flags, config_option, load_settings, settings_or_exit
+from daemon.commands import ask, feedback, judge, keys, learn, ledger, models, routing, service
+from daemon.commands.settings import Flags, config_option, load_settings, settings_or_exit
 
 EXIT_STATUS = """Exit status: 0 done; 1 it failed, and standard error says why; 2 wrong usage or settings; 130 `ask` was
 stopped by ctrl-C. `service status` and `service logs` end with systemctl's and journalctl's own."""
@@ -49,11 +39,11 @@ def main() -> None:
 
 
 for command in (
-    *(ask_cli.ask, ask_cli.status),
-    *(models_cli.pull, models_cli.models, models_cli.rm),
-    *(routing_cli.routers, routing_cli.calibrate, routing_cli.train, routing_cli.evaluate, learn_cli.learn_model),
-    *(keys_cli.key, service_cli.service, judge_cli.judge),
-    *(feedback_cli.feedback, ledger_cli.stats, ledger_cli.decisions, ledger_cli.why),
+    *(ask.ask, ask.status),
+    *(models.pull, models.models, models.rm),
+    *(routing.routers, routing.calibrate, routing.train, routing.evaluate, learn.learn_model),
+    *(keys.key, service.service, judge.judge),
+    *(feedback.feedback, ledger.stats, ledger.decisions, ledger.why),
 ):
     cli.add_command(command)
 

@@ -12,7 +12,7 @@ FORBIDDEN = {"routers": {"daemon", "models"}, "models": {"daemon", "routers"}}
 TRAINING_ONLY = {"matplotlib", "onnx", "pandas", "pyarrow", "scipy", "sklearn", "torch"}
 TRAINING_ROOMS = {
     *(ROOT / "routers" / name for name in ("training", "evaluation")),
-    *(ROOT / "daemon" / name for name in ("learn.py", "golden.py", "rule.py")),
+    *(ROOT / "daemon" / name for name in ("learn.py", "tools/golden.py", "tools/rule.py")),
 }
 """Folders, and the commands that train; what imports one of them is seen to load it."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon import config_reference, man_page
+from daemon.tools import config_reference, man_page
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -142,7 +142,7 @@ def _solutions(data: Path) -> Source:
 
 
 def _validation(data: Path) -> Source:
-    """Golden labels as in the paper: MMLU's validation questions, put to a local model by `python -m daemon.golden`.
+    """Golden labels as in the paper: MMLU's validation questions, put to a local model by `daemon.tools.golden`.
 
     How likely it took the right choice stands for how a weak model does; an answer key stands for the strong one.
     """

@@ -95,7 +95,7 @@ def test_ctrl_c_ends_the_question_and_frees_the_slot(user: Mapping[str, str], up
 
 
 def test_an_answer_cannot_steer_the_terminal(user: Mapping[str, str], tmp_path: Path) -> None:
-    from daemon.ask_cli import _harmless
+    from daemon.commands.ask import _harmless
 
     assert _harmless("a\x1b]0;owned\x07b\r\n\tç") == "a]0;ownedb\n\tç"
     controller, terminal = pty.openpty()

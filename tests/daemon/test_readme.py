@@ -58,12 +58,12 @@ def test_make_run_asks_its_prompts_and_tells_where_each_went(command: str, tmp_p
     recipe = subprocess.run(
         ["make", "--dry-run", "--assume-old=install", *command.split()[1:]], capture_output=True, text=True, cwd=ROOT
     ).stdout
-    program = [".venv/bin/python -m daemon.demo", *PROGRAMS[command]]
+    program = [".venv/bin/python -m daemon.tools.demo", *PROGRAMS[command]]
     assert "upcall pull smollm2-135m use-multilingual" in recipe
     # Under another make this one also names the directories that it enters and leaves.
     assert " ".join(program) in recipe.splitlines()
     # The larger model is another gigabyte, and stands in no better.
-    small = "import sys; from daemon import demo; demo.STAND_IN = 'smollm2-135m'; demo.main()"
+    small = "import sys; from daemon.tools import demo; demo.STAND_IN = 'smollm2-135m'; demo.main()"
     shown = subprocess.run(
         [sys.executable, "-c", small, *PROGRAMS[command], "--once"],
         env={**user_environment(tmp_path, models_ready), "UPCALL_SERVER__PORT": "0", "COLUMNS": "1000"},

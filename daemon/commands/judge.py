@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemon import routing_cli
-from daemon.settings_cli import settings_or_exit
+from daemon.commands.routing import data_option, training_module
+from daemon.commands.settings import settings_or_exit
 
 if TYPE_CHECKING:
     import asyncio
@@ -29,12 +29,12 @@ def judge() -> None:
 
 @judge.command()
 @model_option
-@routing_cli.data_option
+@data_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder in the place of the shipped calibrations.")
 @click.option("--prompts", type=click.IntRange(min=20), help="To ask about, of each source.")
 def train(model: str | None, data: Path, out: Path | None, prompts: int | None) -> None:
     """Ask the model about some hundred prompts from the data files, and fit what its judgements are worth."""
-    module = routing_cli.training_module("routers.training.causal_llm")
+    module = training_module("routers.training.causal_llm")
     where: dict[str, Any] = {} if out is None else {"out": out}
     where |= {} if prompts is None else {"per_source": prompts}
     with offline_judge(model) as asked:
@@ -64,14 +64,14 @@ def calibrate(model: str | None, cloud_share: float) -> None:
 @model_option
 @click.option("--benchmark", "benchmarks", default="gsm8k,mt-bench", show_default=True, help="Comma-separated.")
 @click.option("--sample", type=click.IntRange(min=20), help="Prompts to take of each; all of them where not given.")
-@routing_cli.data_option
+@data_option
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the results here.")
 def evaluate(model: str | None, benchmarks: str, sample: int | None, data: Path, json_file: Path | None) -> None:
     """Evaluate causal_llm as RouteLLM did, beside random choice, prompt length alone and the oracle."""
     import platformdirs
     from rich.console import Console
 
-    evaluation = routing_cli.training_module("routers.evaluation.__main__")
+    evaluation = training_module("routers.evaluation.__main__")
     cache = platformdirs.user_cache_path("upcall") / "scores"
     with offline_judge(model) as asked:
         results = evaluation.run(

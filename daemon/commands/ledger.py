@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemon.settings_cli import config_option, settings_or_exit
+from daemon.commands.settings import config_option, settings_or_exit
 
 if TYPE_CHECKING:
     from daemon.history import History

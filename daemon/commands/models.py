@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from daemon.settings_cli import settings_or_exit
+from daemon.commands.settings import settings_or_exit
 
 if TYPE_CHECKING:
     from models.store import Progress

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from daemon.settings_cli import config_option, settings_or_exit
+from daemon.commands.settings import config_option, settings_or_exit
 
 
 @click.group()

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from daemon.settings_cli import config_option, settings_or_exit
+from daemon.commands.settings import config_option, settings_or_exit
 
 EXIT_INTERRUPTED = 130
 

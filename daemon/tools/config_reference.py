@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the settings model: `python -m daemon.config_reference > docs/configuration.md`."""
+"""Writes docs/configuration.md from the settings model: `python -m daemon.tools.config_reference`."""
 
 import json
 from collections.abc import Iterator, Mapping

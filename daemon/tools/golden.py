@@ -1,4 +1,4 @@
-"""Makes golden labels: `python -m daemon.golden --data DIR`.
+"""Makes golden labels: `python -m daemon.tools.golden --data DIR`.
 
 Qwen2.5-Coder-1.5B is asked MMLU's validation questions, and how likely it takes each right choice is written down for
 `routers.training`. About half an hour on two cores, the first time; what is stopped goes on where it was.
@@ -21,7 +21,9 @@ from routers.training.questions import recorded
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m daemon.golden", description="Make golden labels for training.")
+    parser = argparse.ArgumentParser(
+        prog="python -m daemon.tools.golden", description="Make golden labels for training."
+    )
     parser.add_argument("--data", type=Path, default=os.environ.get("UPCALL_DATA"), help="folder of the data files")
     options = parser.parse_args()
     if options.data is None:

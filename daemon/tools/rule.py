@@ -1,4 +1,4 @@
-"""Makes the second look that ships for any model: `python -m daemon.rule --data DIR`.
+"""Makes the second look that ships for any model: `python -m daemon.tools.rule --data DIR`.
 
 It is trained on what Qwen2.5-Coder-1.5B made of the questions of `upcall evaluate --second-look`, as far as these may
 train what ships. Answers come from the cache; what was never asked is asked first, which takes the better part of an
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from daemon.commands.learn import public_questions
 from daemon.learn import ask, first_scores, folder, to_judge
-from daemon.learn_cli import public_questions
 from models.fetch import file_sha256
 from models.store import Store
 from routers.second_look import RULE, SHIPPED
@@ -21,7 +21,7 @@ from routers.training.second_look import CHOICES, lessons, of_any, ship
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m daemon.rule", description="Make the rule for any model.")
+    parser = argparse.ArgumentParser(prog="python -m daemon.tools.rule", description="Make the rule for any model.")
     parser.add_argument("--data", type=Path, default=os.environ.get("UPCALL_DATA"), help="folder of the data files")
     parser.add_argument("--questions", type=int, default=2150, help="as for the evaluation")
     options = parser.parse_args()

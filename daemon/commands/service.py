@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import click
 
-from daemon.settings_cli import settings_or_exit
+from daemon.commands.settings import settings_or_exit
 
 
 @click.group()

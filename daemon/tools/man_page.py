@@ -1,4 +1,4 @@
-"""Writes docs/upcall.1, the manual page, from the commands themselves: `python -m daemon.man_page > docs/upcall.1`."""
+"""Writes docs/upcall.1, the manual page, from the commands themselves: `python -m daemon.tools.man_page`."""
 
 from collections.abc import Iterator
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from daemon.routing_cli import encoder_path, training_module
+from daemon.commands.routing import encoder_path, training_module
 
 if TYPE_CHECKING:
     from daemon.learn import OnProgress
@@ -71,8 +71,8 @@ def public_questions() -> Path:
 
     from daemon import privacy
     from daemon.benchmark_files import benchmark_files
-    from daemon.models_cli import progress_bar
-    from daemon.settings_cli import settings_or_exit
+    from daemon.commands.models import progress_bar
+    from daemon.commands.settings import settings_or_exit
 
     files = training_module("routers.training.public").files()
     folder = platformdirs.user_cache_path("upcall") / "questions"

@@ -189,7 +189,7 @@ def evaluate(
 ) -> None:
     """Evaluate routers as RouteLLM did: APGR and CPT beside random choice, prompt length alone and the oracle."""
     if second_look:
-        from daemon.learn_cli import evaluate_second_look
+        from daemon.commands.learn import evaluate_second_look
 
         if data is None:
             raise click.UsageError("--second-look needs the folder of the data files: name it with --data")
@@ -208,8 +208,8 @@ def _public_results(benchmarks: Sequence[str]) -> Path:
     """RouteLLM's own files, fetched if need be."""
     from daemon import privacy
     from daemon.benchmark_files import benchmark_files
-    from daemon.models_cli import progress_bar
-    from daemon.settings_cli import settings_or_exit
+    from daemon.commands.models import progress_bar
+    from daemon.commands.settings import settings_or_exit
     from routers.evaluation import benchmarks as known
     from routers.evaluation import routellm
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from daemon.settings_cli import config_option, settings_or_exit
+from daemon.commands.settings import config_option, settings_or_exit
 
 if TYPE_CHECKING:
     from models.cloud.settings import CloudSettings

@@ -40,7 +40,7 @@ TOKENS = 96
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(prog="python -m daemon.demo", description=__doc__)
+    arguments = argparse.ArgumentParser(prog="python -m daemon.tools.demo", description=__doc__)
     arguments.add_argument(
         "--pair", action="store_true", help=f"a second server with {STAND_IN} stands in for the cloud"
     )

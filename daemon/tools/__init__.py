@@ -1,0 +1,1 @@
+"""What makes or shows parts of upcall, and is no part of the daemon."""

@@ -10,8 +10,7 @@ from daemon.policy import Needs, Route, Wish
 from daemon.sensitive import Recogniser
 from daemon.workers import Workers
 from models.client import WorkerGoneError
-from models.interface import ChatRequest, Message, ModelStatus
-from models.llama.tools import CALL_ID_PREFIX
+from models.interface import CALL_ID_PREFIX, ChatRequest, Message, ModelStatus
 
 MESSAGE_TOKENS = 16
 """More than any known chat template adds to a message."""

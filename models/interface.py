@@ -55,6 +55,13 @@ class ChatRequest:
     """For a provider of the same wire format, which gets this in the place of all the fields above."""
 
 
+CALL_ID_PREFIX = "call_local_"
+"""Of the ids of local models' tool calls, by which a client's history tells whose calls they are; all that clients ask
+of an id is that it comes back."""
+
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
 class FailureCode(StrEnum):
     """Why a model gave no (further) answer; the daemon maps each to a status code and to what may be tried instead."""
 
@@ -177,7 +184,7 @@ class Usage:
 class Finish:
     """A choice is complete."""
 
-    reason: Literal["stop", "length", "tool_calls", "content_filter"]
+    reason: FinishReason
     choice: int = 0
     stop: str | None = None
     """The stop string that ended it, where one did and is known."""

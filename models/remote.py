@@ -9,8 +9,7 @@ from typing import Any, Final
 
 from models.cloud.failures import CloudError, explain
 from models.cloud.model import CloudModel
-from models.interface import ChatRequest, Event, ModelStatus, ToolCallDelta
-from models.llama.tools import CALL_ID_PREFIX
+from models.interface import CALL_ID_PREFIX, ChatRequest, Event, ModelStatus, ToolCallDelta
 
 LOOK_SECONDS: Final = 10.0
 """What the server said of itself holds for so long."""

@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from daemon.api.reading import Loose
 from models.interface import ChatRequest, Verbatim
 
 NEEDED = {
@@ -15,12 +16,6 @@ NEEDED = {
     "tool_result": ("tool_use_id",),
 }
 MEANINGFUL_HEADERS = ("anthropic-beta", "anthropic-version")
-
-
-class Loose(BaseModel):
-    """What is not named here is for the cloud alone, and passes as it is."""
-
-    model_config = ConfigDict(extra="allow")
 
 
 class Source(Loose):

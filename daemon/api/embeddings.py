@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from daemon.api.errors import ApiError
-from daemon.api.reading import read
+from daemon.api.reading import Loose, read
 from daemon.scorer import NoEncoderError, Scorer
 
 MODEL = "use-multilingual"
@@ -18,10 +18,8 @@ MOST = 2048
 """Texts in one request, as OpenAI has it."""
 
 
-class EmbeddingsBody(BaseModel):
+class EmbeddingsBody(Loose):
     """`POST /v1/embeddings`."""
-
-    model_config = ConfigDict(extra="allow")
 
     model: str = Field(default=MODEL, max_length=256)
     input: str | list[str]

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from daemon.api.embeddings import MOST
+from daemon.api.reading import Loose
 from daemon.appraiser import UNKNOWN_CALL_PREFIX
 from models.interface import ChatRequest
 
@@ -20,10 +21,6 @@ MEDIA_TYPES = {
     b"BM": "image/bmp",
 }
 """By a file's first bytes; Ollama's clients send no type."""
-
-
-class Loose(BaseModel):
-    model_config = ConfigDict(extra="allow")
 
 
 class Options(Loose):
@@ -42,7 +39,7 @@ class Options(Loose):
 
 class FunctionCall(Loose):
     name: str
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default={})
 
 
 class ToolCall(Loose):
@@ -100,7 +97,7 @@ class Body(Loose):
 class ChatBody(Body):
     """`POST /api/chat`."""
 
-    messages: list[Message] = []
+    messages: list[Message] = Field(default=[])
     tools: list[Tool] | None = None
 
     def request(self) -> ChatRequest:

@@ -5,12 +5,12 @@ from functools import partial
 from typing import Any, Literal
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from daemon.api.answering import answer, undecided
 from daemon.api.completion import Completion
 from daemon.api.explain import explanation, headers, new_request_id
-from daemon.api.reading import read
+from daemon.api.reading import Loose, read
 from daemon.api.wish import Asked, asked
 from daemon.config import Routing
 from daemon.dispatcher import Dispatcher, SensitivePromptError
@@ -18,9 +18,7 @@ from daemon.scorer import UnknownRouterError
 from models.interface import ChatRequest
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class Part(Loose):
     type: str
     text: str | None = None
 
@@ -31,16 +29,12 @@ class Part(BaseModel):
         return self
 
 
-class FunctionCall(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class FunctionCall(Loose):
     name: str
     arguments: str
 
 
-class ToolCall(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class ToolCall(Loose):
     id: str
     type: str = "function"
     function: FunctionCall | None = None
@@ -52,18 +46,14 @@ class ToolCall(BaseModel):
         return self
 
 
-class Function(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class Function(Loose):
     name: str = Field(min_length=1)
     description: str | None = None
     parameters: dict[str, Any] | None = None
 
 
-class Tool(BaseModel):
+class Tool(Loose):
     """Tools of other types than function are the cloud's own, and pass as they are."""
-
-    model_config = ConfigDict(extra="allow")
 
     type: str
     function: Function | None = None
@@ -75,9 +65,7 @@ class Tool(BaseModel):
         return self
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class Message(Loose):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[Part] | None = None
     tool_calls: list[ToolCall] | None = None
@@ -90,16 +78,12 @@ class Message(BaseModel):
         return self
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class StreamOptions(Loose):
     include_usage: bool = False
 
 
-class ChatBody(BaseModel):
+class ChatBody(Loose):
     """`POST /v1/chat/completions`; fields beyond these go to the cloud as they are."""
-
-    model_config = ConfigDict(extra="allow")
 
     model: str = Field(default="auto", max_length=256)
     messages: list[Message] = Field(min_length=1)

@@ -4,13 +4,19 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
 
 from daemon.api.errors import ApiError
 from daemon.api.wish import take_wishes
 
 Body = TypeVar("Body", bound=BaseModel)
+
+
+class Loose(BaseModel):
+    """A body or a part of one. What is not named in it is for the cloud alone, and passes as it is."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 async def read(request: web.Request, model: type[Body]) -> tuple[Body, dict[str, Any], Mapping[str, str]]:

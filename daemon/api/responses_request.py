@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from daemon.api.reading import Loose
 from models.interface import ChatRequest
 
 NEEDED = {
@@ -15,10 +16,6 @@ NEEDED = {
 }
 """The items that can be read, and what each must have. Chat has no place for reasoning, which stays out."""
 STATEFUL = "upcall keeps no conversations: leave this out and send the whole input each time"
-
-
-class Loose(BaseModel):
-    model_config = ConfigDict(extra="allow")
 
 
 class Part(Loose):

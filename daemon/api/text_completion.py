@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from daemon.api.answering import answer
 from daemon.api.completion import collected, error_object, sse, usage_object
 from daemon.api.errors import ApiError
 from daemon.api.exchange import Exchange
 from daemon.api.openai import ChatBody, StreamOptions
-from daemon.api.reading import check, read
+from daemon.api.reading import Loose, check, read
 from daemon.api.wish import asked
 from daemon.config import Routing
 from daemon.dispatcher import Dispatcher
@@ -26,10 +26,8 @@ MOST = 128
 """Prompts in one request: they are answered one after the other, and all answers wait for the last."""
 
 
-class CompletionBody(BaseModel):
+class CompletionBody(Loose):
     """`POST /v1/completions`; all else is as in `ChatBody`."""
-
-    model_config = ConfigDict(extra="allow")
 
     model: str = Field(default="auto", max_length=256)
     prompt: str | list[str]

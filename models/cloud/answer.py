@@ -1,14 +1,13 @@
 """The pieces of a provider's streamed answer, in OpenAI's shape, as events."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 from any_llm.types.completion import ChatCompletionChunk
 
 from models.cloud.completions import BESIDE, Call, Chunk, Delta
-from models.interface import ChatRequest, Event, Finish, TextDelta, ToolCallDelta, Usage
+from models.interface import ChatRequest, Event, Finish, FinishReason, TextDelta, ToolCallDelta, Usage
 
-FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter"]
 _FINISH: Final[dict[str, FinishReason]] = {
     "stop": "stop",
     "length": "length",

@@ -3,16 +3,15 @@
 import json
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 from anthropic import AsyncAnthropic
 
 from models.cloud.completions import own_address, own_headers
 from models.cloud.http import AnsweredError, Http
 from models.cloud.settings import CloudSettings
-from models.interface import Event, Finish, Native, PromptRead, TextDelta, ToolCallDelta, Usage, Verbatim
+from models.interface import Event, Finish, FinishReason, Native, PromptRead, TextDelta, ToolCallDelta, Usage, Verbatim
 
-FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter"]
 _FINISH: Final[dict[str, FinishReason]] = {
     "max_tokens": "length",
     "model_context_window_exceeded": "length",

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any
 
-from models.interface import TextDelta, ToolCallDelta
+from models.interface import CALL_ID_PREFIX, TextDelta, ToolCallDelta
 from models.llama.schema import Grammar, literal
 
-CALL_ID_PREFIX = "call_local_"
-"""By this a client's history tells whose calls they are; all that clients ask of an id is that it comes back."""
 OPEN = "<tool_call>"
 _CLOSE = "</tool_call>"
 _MOST_CALLS = 8

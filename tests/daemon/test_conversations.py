@@ -10,7 +10,7 @@ import pytest
 
 from daemon.config import Routing
 from daemon.scorer import Scorer
-from models.llama.tools import CALL_ID_PREFIX
+from models.interface import CALL_ID_PREFIX
 from models.store import Store
 from tests.daemon.conftest import Escalating
 from tests.daemon.harness import client

@@ -71,6 +71,20 @@ class Bill:
     saved: float
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """One model's turn at a request."""
+
+    chosen: Chosen
+    paid: float
+    """US dollars, for this request so far."""
+    begun: bool = False
+    """A word of the answer has gone out."""
+    failure: Failure | None = None
+    doubted: Callable[[], Chosen] | None = None
+    """After a bad second look: who is to answer instead, as things are when it is called."""
+
+
 class SensitivePromptError(Exception):
     """The settings want whoever asks to decide; the message says what was recognised, without quoting it."""
 
@@ -106,50 +120,61 @@ class Dispatcher:
         chosen: Chosen | None = first
         paid = 0.0
         while chosen:
-            begun = False
-            failure: Failure | None = None
-            doubted: Callable[[], Chosen] | None = None
-            # Nothing is awaited between a decision and this, so that what the decision found affordable still is.
-            with self._hold(chosen, request, id, wire) as hold:
-                yield replace(chosen, hold=hold)
-                async with aclosing(self._events(chosen, self._bounded(chosen, request, wish), hold)) as events:
-                    async for event in events:
-                        if isinstance(event, Verdict):
-                            chosen = replace(chosen, verdict=event)
-                            if event.doubtful:
-                                doubted = await self._doubted(chosen, request, wish)
-                                chosen = doubted()
-                            if chosen.decision.route == "cloud":
-                                break
-                            yield chosen
-                            continue
-                        if isinstance(event, Failure):
-                            failure = event
-                            break
-                        begun = begun or isinstance(event, TextDelta | ToolCallDelta | Native)
-                        if isinstance(event, Usage) and hold:
-                            hold.used(event)
-                        yield event
-                        if isinstance(event, Usage) and (bill := self._bill(chosen.decision, event, hold, paid)):
-                            yield bill
-                if failure and hold:
-                    hold.failed(failure.lost)
-            paid += hold.usd if hold else 0.0
-            if doubted and chosen.decision.route == "cloud":
-                chosen = replace(doubted(), close=False, wasted_tokens=chosen.verdict.tokens if chosen.verdict else 0)
+            attempt = _Attempt(chosen, paid)
+            async with aclosing(self._attempt(attempt, request, wish, id, wire)) as items:
+                async for item in items:
+                    yield item
+            paid, chosen, failure = attempt.paid, attempt.chosen, attempt.failure
+            if attempt.doubted and chosen.decision.route == "cloud":
+                wasted = chosen.verdict.tokens if chosen.verdict else 0
+                chosen = replace(attempt.doubted(), close=False, wasted_tokens=wasted)
                 continue
             if failure is None:
                 return
-            turned = None if begun else await self._instead(chosen, request, failure, wish)
+            turned = None if attempt.begun else await self._instead(chosen, request, failure, wish)
             if turned is None:
                 yield self._explained(chosen.decision, failure)
             chosen = turned
 
-    def _bill(self, decision: Decision, usage: Usage, hold: Hold | None, paid: float) -> Bill | None:
+    async def _attempt(
+        self, attempt: "_Attempt", request: ChatRequest, wish: Wish, id: str, wire: str
+    ) -> AsyncGenerator[Chosen | Bill | Event, None]:
+        """Have the chosen model answer; what becomes of that is in `attempt` at the end."""
+        # Nothing is awaited between a decision and this, so that what the decision found affordable still is.
+        with self._hold(attempt.chosen, request, id, wire) as hold:
+            yield replace(attempt.chosen, hold=hold)
+            bounded = self._bounded(attempt.chosen, request, wish)
+            async with aclosing(self._events(attempt.chosen, bounded, hold)) as events:
+                async for event in events:
+                    if isinstance(event, Verdict):
+                        attempt.chosen = replace(attempt.chosen, verdict=event)
+                        if event.doubtful:
+                            attempt.doubted = await self._doubted(attempt.chosen, request, wish)
+                            attempt.chosen = attempt.doubted()
+                        if attempt.chosen.decision.route == "cloud":
+                            break
+                        yield attempt.chosen
+                        continue
+                    if isinstance(event, Failure):
+                        attempt.failure = event
+                        break
+                    attempt.begun |= isinstance(event, TextDelta | ToolCallDelta | Native)
+                    if isinstance(event, Usage) and hold:
+                        hold.used(event)
+                    yield event
+                    if isinstance(event, Usage) and (bill := self._bill(attempt, event, hold)):
+                        yield bill
+            if attempt.failure and hold:
+                hold.failed(attempt.failure.lost)
+        attempt.paid += hold.usd if hold else 0.0
+
+    def _bill(self, attempt: "_Attempt", usage: Usage, hold: Hold | None) -> Bill | None:
         if hold:
-            return Bill(paid + hold.usd, 0.0)
+            return Bill(attempt.paid + hold.usd, 0.0)
         price = self._price()
-        return Bill(paid, max(price.of(usage) - paid, 0.0)) if price and decision.route == "local" else None
+        if price is None or attempt.chosen.decision.route == "cloud":
+            return None
+        return Bill(attempt.paid, max(price.of(usage) - attempt.paid, 0.0))
 
     async def decide(self, request: ChatRequest, wish: Wish) -> Chosen:
         """The decision alone: runs no model and opens no connection. Raises as `answer` does."""

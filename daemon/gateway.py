@@ -83,6 +83,7 @@ async def serve(settings: Settings, listener: socket.socket, link: socket.socket
     ends = [asyncio.create_task(end.wait()) for end in (workers.supervisor_gone, stop)]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     await gateway.close()
+    background.cancel()
     await workers.close()
     ledger.close()
 

@@ -191,7 +191,7 @@ class Gateway:
 
     def _keep_nothing(self) -> None:
         """Of what is not to be held now."""
-        if not recent.may_keep(self._serving[-1].settings, self._workers.standing.privacy):
+        if self._serving and not recent.may_keep(self._serving[-1].settings, self._workers.standing.privacy):
             self._recent.clear()
 
     async def _finish(self, serving: Serving) -> None:

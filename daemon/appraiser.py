@@ -16,6 +16,8 @@ MESSAGE_TOKENS = 16
 """More than any known chat template adds to a message."""
 SHORT_BYTES = 1000
 """Looking at so little takes less time than handing it to a thread."""
+ACCOUNT = {"user", "safety_identifier", "prompt_cache_key"}
+"""OpenAI's fields for who asks."""
 UNKNOWN_CALL_PREFIX = "call_unknown_"
 """Of the ids that are made up for clients which keep none: nobody knows who made these calls."""
 
@@ -29,7 +31,7 @@ class Appraiser:
     async def needs(self, request: ChatRequest, wish: Wish, local: ModelStatus) -> Needs:
         """What answering `request` takes; `local` is the local model as it is now, or was a moment ago."""
         foreign = _has_foreign_tools(request)
-        said = [*request.messages, *request.tools, request.extra]
+        said = _said(request)
         size = sum(len(str(each).encode("utf-8", "replace")) + MESSAGE_TOKENS for each in said)
         return Needs(
             images=any(_has_media(message.get("content")) for message in request.messages),
@@ -57,6 +59,14 @@ class Appraiser:
             return client is None or await client.count_tokens(request) <= room
         except (ValueError, WorkerGoneError):
             return True  # The model itself will say what is wrong.
+
+
+def _said(request: ChatRequest) -> list[Mapping[str, Any]]:
+    """All that would go up, but for whose account it is, which says who asks and not what."""
+    if request.verbatim:
+        return [{name: value for name, value in request.verbatim.body.items() if name != "metadata"}]
+    extra = {name: value for name, value in request.extra.items() if name not in ACCOUNT}
+    return [*request.messages, *request.tools, request.response_format or {}, extra]
 
 
 def _began(messages: Sequence[Message]) -> Route | None:

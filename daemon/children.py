@@ -74,6 +74,8 @@ class Children:
         self._failures: dict[WorkerName, int] = {"local": 0, "cloud": 0}
         self._traces: Process | None = None
         self._tracing = False
+        self._sent: tuple[str, ...] = ()
+        """The number of the last request that was traced, for the next process that does it; nothing: from now on."""
         self._tasks = Tasks()
         self._stopping = False
 
@@ -111,8 +113,11 @@ class Children:
             if now := self._workers.pop(name, None):
                 _kill(now.process)
                 self._tell(WorkerDown(name, why))
-        if self._traces and self._forbidden("traces"):
-            _kill(self._traces)
+        if self._forbidden("traces"):
+            # Nothing that is recorded from now on is sent later.
+            self._sent = ()
+            if self._traces:
+                _kill(self._traces)
 
     def keep_nothing(self) -> None:
         """Have the local worker leave the disk alone from now on, where privacy mode asks for that."""
@@ -157,21 +162,26 @@ class Children:
 
     async def _trace(self) -> None:
         """Keep the process that sends traces running while there may be one."""
-        # What the one before has sent last. After privacy mode nothing that was recorded in it is sent.
-        sent: tuple[str, ...] = ()
+        here = True
         while self.settings.telemetry.otlp_endpoint and not (self._stopping or self._forbidden("traces")):
+            if here and not self.settings.telemetry.is_loopback:
+                # What waits may have been recorded in privacy mode, for a collector on this machine.
+                self._sent = ()
+            here = self.settings.telemetry.is_loopback
             ours, theirs = socket.socketpair()
             with ours, theirs:
                 self._traces = await self._child(
-                    "daemon.traces", [theirs], *sent, env=_harmless_environment(), stdout=PIPE
+                    "daemon.traces", [theirs], *self._sent, env=_harmless_environment(), stdout=PIPE
                 )
                 theirs.close()
                 if self._forbidden("traces"):
                     # As for a worker.
                     _kill(self._traces)
                 assert self._traces.stdout is not None
+                private = self._forbidden("traces")
                 async for line in self._traces.stdout:
-                    sent = (line.decode().strip(),)
+                    private = private or self._forbidden("traces")
+                    self._sent = () if private else (line.decode().strip(),)
                 status = await self._traces.wait()
             self._traces = None
             if status and not self._stopping and not self._forbidden("traces"):

@@ -157,6 +157,8 @@ def _router(settings: Settings) -> Iterator[Finding]:
 
     name, share = settings.routing.router, settings.routing.cloud_share
     try:
+        if name == CAUSAL and settings.local.endpoint:
+            raise RouterError(f"The router {name} asks a local model, and {settings.local.endpoint} cannot judge")
         if name == CAUSAL:
             judge = resolve.local(settings.local, Store())
             found = reading(judge.sha256 or file_sha256(Path(judge.path)))
@@ -167,7 +169,7 @@ def _router(settings: Settings) -> Iterator[Finding]:
             score = float(router.score(["Why is the sky blue?"])[0])
             threshold = threshold_for_share(name, share, own_calibrations())
             version, tried = router.version, f"scores (a sample {score:.3f})"
-    except (RouterError, StoreError) as error:
+    except (RouterError, StoreError, OSError) as error:
         yield Finding("router", "bad", f"{error}; until then nothing goes up")
         return
     fixed = settings.routing.threshold

@@ -35,7 +35,7 @@ EXIT_CANNOT_LISTEN = 2
 SETTLING_SECONDS, SETTLING_TURNS = 0.1, 20
 """Of the event loop: more than a connection takes from being accepted to its first request."""
 STOP_SECONDS = 2.0
-"""What answers under way get to finish once the daemon is to stop."""
+"""What answers under way get to finish once the daemon is to stop; less than this process gets to end."""
 
 
 def main() -> int:
@@ -146,7 +146,8 @@ class Gateway:
                 self._workers.reloaded(settings, str(error))
             except Exception as error:
                 # Whatever it is, requests are served, and the supervisor waits for a word.
-                self._workers.reloaded(settings, f"the gateway failed to take them over ({error or repr(error)})")
+                what = " ".join(str(error).split()) or repr(error)
+                self._workers.reloaded(settings, f"the gateway failed to take them over ({what})")
             else:
                 self._workers.reloaded(settings)
                 self._finishing.start(self._finish(before))
@@ -165,7 +166,8 @@ class Gateway:
         patience = Patience()
         app = build(settings, self._workers, scorer, self._budget, self._metrics, patience, self._recent, lambda: port)
         # A client that hangs up cancels its handler, and with it the model's work.
-        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=STOP_SECONDS)
+        # At a stop aiohttp waits that long twice before it cancels handlers.
+        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=STOP_SECONDS / 2)
         await runner.setup()
         # A site closes the socket that it was given when it stops.
         listener = self._listener.dup()

@@ -257,14 +257,15 @@ class Supervisor:
     async def _set_share(self, cloud_share: float) -> None:
         # One after the other, since the answers name no question.
         async with self._sharing:
+            trouble = "upcall failed; its log names the place"
             try:
                 share.remember(cloud_share, self._reread())
+                trouble = await self._reload()
             except (ConfigError, OSError) as error:
                 trouble = "; ".join(str(error).splitlines())
                 log.error("the share of prompts that may go up was not set: %s", trouble)
-            else:
-                trouble = await self._reload()
-            self._tell(ShareSet(trouble))
+            finally:
+                self._tell(ShareSet(trouble))
 
     async def _ask_for_beats(self) -> None:
         """Feed systemd's watchdog with what the gateway's event loop sends back, and with nothing else."""

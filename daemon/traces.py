@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 REST_SECONDS = 15.0
 """How long a collector that did not take spans is left alone; they wait in the ledger."""
-SEND_SECONDS = 2.0
+SEND_SECONDS = 1.5
 """What the collector gets to take a batch; less than a process gets to end."""
 BATCH = 500
 LOCAL_PROVIDER = "llama.cpp"

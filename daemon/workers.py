@@ -168,7 +168,7 @@ class Workers:
         try:
             return await self._answer(SetShare(share), self._share_waiters, RELOAD_SECONDS)
         except TimeoutError:
-            return f"nothing is known of it, the supervisor did not answer within {RELOAD_SECONDS:g} s"
+            return f"the supervisor did not answer within {RELOAD_SECONDS:g} s, so it may change yet"
 
     async def look_for_key(self) -> bool:
         """Whether there is a key after all, where there was none a while ago."""

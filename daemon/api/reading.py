@@ -14,7 +14,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 class Loose(BaseModel):
-    """A body or a part of one. What is not named in it is for the cloud alone, and passes as it is."""
+    """A body or a part of one. What is not named in it is no error: where a cloud may know it, it passes as it is."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -75,7 +75,7 @@ class Sharing:
         if self._settings.threshold is not None:
             raise ApiError(409, "The settings fix a threshold (routing.threshold); take it out there first.")
         if refusal := await self._workers.set_cloud_share(share):
-            raise ApiError(503, f"The share was not changed: {refusal}.")
+            raise ApiError(503, f"The share is as it was: {refusal}.")
         return web.json_response({"cloud_share": share})
 
     def _own_scores(self, router: str | None) -> list[float]:

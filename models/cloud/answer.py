@@ -43,9 +43,10 @@ class Answer:
             written = (details and getattr(details, "cache_write_tokens", None)) or 0
             by_age = details and getattr(details, "cache_creation_token_details", None)
             long = (by_age and by_age.ephemeral_1h_input_tokens) or 0
-            prompt = chunk.usage.prompt_tokens
+            # Less than none would lower what was spent.
+            prompt = max(chunk.usage.prompt_tokens, 0)
             # xAI counts what it reasons in the total alone, and bills it as answer.
-            completion = max(chunk.usage.completion_tokens, (chunk.usage.total_tokens or 0) - prompt)
+            completion = max(chunk.usage.completion_tokens, 0, (chunk.usage.total_tokens or 0) - prompt)
             self._usage = Usage(prompt, completion, cached, max(written - long, 0), long)
         for choice in chunk.choices:
             delta = choice.delta

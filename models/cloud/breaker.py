@@ -63,6 +63,7 @@ class Breaker:
         if self._probing:
             self._open_until = None
             self._probing = False
+            self._failures = max(self._failures, self._threshold - 1)
 
     def succeeded(self) -> None:
         self._failures = 0

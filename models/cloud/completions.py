@@ -8,12 +8,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 from any_llm import AnyLLM
 from any_llm.providers.openai.base import BaseOpenAIProvider
 from openai import AsyncOpenAI
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from models.cloud.http import AnsweredError, Http
@@ -80,9 +80,8 @@ class PromptTokens:
 
 @dataclass(slots=True)
 class Counted:
-    # Less than none would lower what was spent.
-    prompt_tokens: Annotated[int, Field(ge=0)]
-    completion_tokens: Annotated[int, Field(ge=0)]
+    prompt_tokens: int
+    completion_tokens: int
     total_tokens: int | None = None
     prompt_tokens_details: PromptTokens | None = None
 

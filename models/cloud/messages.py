@@ -87,7 +87,10 @@ class MessageAnswer:
         read, written = (self._said.get(f"cache_{what}_input_tokens") or 0 for what in ("read", "creation"))
         long = (self._said.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0
         prompt = (self._said.get("input_tokens") or 0) + read + written
-        return Usage(prompt, self._said.get("output_tokens") or 0, read, max(written - long, 0), long)
+        # Less than none would lower what was spent.
+        return Usage(
+            max(prompt, 0), max(self._said.get("output_tokens") or 0, 0), max(read, 0), max(written - long, 0), long
+        )
 
     def _begin(self, index: int, block: Mapping[str, Any]) -> Iterator[Event]:
         if block["type"] == "text":

@@ -113,3 +113,35 @@ def test_where_the_settings_ask_the_client_decides(escalating: Escalating, aimoc
         model="cloud", messages=SECRET, extra_headers={"x-upcall-sensitive": "allow"}
     )
     assert allowed.model == "gpt-4"
+
+
+HIDDEN = {"description": "Of maria.silva@example.org"}
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f", **HIDDEN}}]}, "sensitive"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": HIDDEN}}}, "sensitive"),
+        ({"prediction": {"type": "content", "content": HIDDEN["description"]}}, "sensitive"),
+        # Who asks, and not what.
+        ({"user": "maria.silva@example.org"}, "forced_cloud"),
+    ],
+)
+def test_what_goes_up_beside_the_messages_is_looked_through_but_for_whose_account_it_is(
+    escalating: Escalating, aimock: Emulator, more: dict[str, object], reason: str
+) -> None:
+    daemon = escalating(aimock.base_url("openai"))
+    body = {"model": "cloud", "messages": [{"role": "user", "content": "hello"}], **more}
+
+    assert daemon.call("POST", "/v1/route", body)["reason"] == reason
+
+
+def test_what_only_anthropic_knows_is_looked_through(escalating: Escalating, aimock: Emulator) -> None:
+    daemon = escalating(aimock.base_url("anthropic"), "anthropic", LOCAL__MAX_TOKENS="2")
+    body = {
+        "model": "cloud", "max_tokens": 2, "messages": [{"role": "user", "content": "hello"}],
+        "mcp_servers": [{"type": "url", "authorization_token": "ghp_" + "a1b2c3d4e5" * 4}], "upcall": {"explain": True},
+    }  # fmt: skip
+
+    assert daemon.call("POST", "/v1/messages", body)["x_upcall"]["reason"] == "sensitive"

@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from daemon.children import Children
 from daemon.config import Settings
+from daemon.history import opened
 from daemon.link import Message, WorkerDown
 from tests.daemon.conftest import Escalating, StartDaemon
 from tests.daemon.harness import UPCALL, Daemon, client, reload, running_daemon, user_environment, wait_until
@@ -73,6 +74,19 @@ async def test_an_answer_that_is_nearly_done_is_not_cut_by_a_stop(escalating: Es
 
     assert await asking == "Hello"
     assert await asyncio.to_thread(daemon.process.wait, 60) == 0
+
+
+def test_an_answer_that_a_stop_cuts_is_recorded_as_such(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    daemon = start_daemon()
+    answer = client(daemon).chat.completions.create(
+        model="local", messages=HELLO, max_tokens=4000, logit_bias={"2": -100}, stream=True
+    )
+    next(chunk for chunk in answer if chunk.choices[0].delta.content)
+    daemon.process.terminate()
+    assert daemon.process.wait(60) == 0
+
+    with opened(tmp_path / "state" / "upcall" / "ledger.db") as history:
+        assert [record.outcome for _, record in history.newer(0, 10)] == ["cancelled"]
 
 
 async def test_no_worker_is_started_once_the_daemon_stops(

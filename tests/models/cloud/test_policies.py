@@ -161,9 +161,12 @@ def test_others_go_on_as_soon_as_the_answer_to_a_probe_has_begun(breaker: Breake
     assert breaker.admit() is None
 
 
-def test_a_probe_whose_answer_breaks_off_opens_the_circuit_again(breaker: Breaker, clock: Clock) -> None:
-    fail(breaker)
-    clock.now += 4.0
+@pytest.mark.parametrize(("times", "failure"), [(3, DOWN), (1, limited(30.0))])
+def test_a_probe_whose_answer_breaks_off_opens_the_circuit_again(
+    breaker: Breaker, clock: Clock, times: int, failure: Failure
+) -> None:
+    fail(breaker, times, failure)
+    clock.now += 30.0
     assert breaker.admit() is None
     breaker.answered()
     breaker.failed(DOWN)

@@ -83,7 +83,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         # In a terminal SIGHUP says that the terminal is gone.
-        hang_up = self._stopping.set if sys.stderr.isatty() else lambda: self._tasks.start(self._hear_hangup())
+        hang_up = self._stopping.set if sys.stderr.isatty() else lambda: self._tasks.start(self._reload())
         loop.add_signal_handler(signal.SIGHUP, hang_up)
         try:
             self._stand(token_sha256=await self._token_sha256())
@@ -111,9 +111,6 @@ class Supervisor:
         if self._listening.is_set():
             log.error("the gateway ended unexpectedly with status %s", gateway_end.result())
         return gateway_end.result() or 1
-
-    async def _hear_hangup(self) -> None:
-        await self._reload()
 
     async def _token_sha256(self) -> str | None:
         if not self._settings.server.token:

@@ -138,7 +138,7 @@ class Workers:
             return await self.local_status()
         if time.monotonic() - when > FRESH_SECONDS:
             self._told = client, time.monotonic()
-            self._tasks.start(self._look_again())
+            self._tasks.start(self.local_status())
         return self._local
 
     async def cloud_statuses(self) -> list[ModelStatus]:
@@ -208,9 +208,6 @@ class Workers:
         self._link.send(question)
         async with asyncio.timeout(seconds):
             return await waiter
-
-    async def _look_again(self) -> None:
-        await self.local_status()
 
     def _alive(self, name: WorkerName) -> bool:
         return name in self._clients and self._clients[name].alive

@@ -3,8 +3,9 @@
 The provider is a process of this script's own that streams OpenAI chunks at a steady pace, each stamped with the moment
 it left (the monotonic clock is one for the whole machine). Reported for 1 and 32 clients: the whole answer, the first
 chunk, and each chunk's way to the client, as through minus direct; and the processor time that one answer takes, which
-a busy machine distorts least. `--litellm` adds LiteLLM's proxy in the same run, and installs it for that in an
-environment of its own under `.build`.
+a busy machine distorts least. Beside upcall, `forwarding` is what two processes in a row cost that pass on what comes
+unread: as many as stand between a client and its provider where who reads prompts may not hold the key. `--litellm`
+adds LiteLLM's proxy in the same run, and installs it for that in an environment of its own under `.build`.
 
     python benchmarks/cloud_overhead.py [--seconds 20] [--litellm]
 """
@@ -18,10 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import aiohttp
 import psutil
@@ -32,7 +34,8 @@ FIRST_CHUNK = 0.1
 PACE = 0.01
 """Seconds between its chunks: 100 tokens per second, the fast end of what clouds do."""
 CHUNKS = 30
-PROVIDER, UPCALL, LITELLM = 18610, 18611, 18612
+PROVIDER, UPCALL, LITELLM, FORWARDING, BETWEEN = range(18610, 18615)
+"""Ports; the last is where the first of the two that forward finds the second."""
 
 
 @dataclass
@@ -51,9 +54,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="of asking, per path and number of clients")
     parser.add_argument("--litellm", action="store_true", help="measure LiteLLM's proxy, too")
     parser.add_argument("--provider", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--forward", type=int, nargs=2, metavar=("FROM", "TO"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.provider:
         web.run_app(provider(), host="127.0.0.1", port=PROVIDER, print=None, access_log=None)
+    elif arguments.forward:
+        asyncio.run(forward(*arguments.forward))
     else:
         asyncio.run(measure(arguments.seconds, installed() if arguments.litellm else None))
 
@@ -102,10 +108,56 @@ def event(delta: object, finish: str | None, usage: object = None) -> bytes:
     return f"data: {json.dumps(chunk)}\n\n".encode()
 
 
+async def forward(port: int, to: int) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: Near(to), "127.0.0.1", port)
+    await server.serve_forever()
+
+
+class Near(asyncio.Protocol):
+    """The side towards the client. Connections last, so that what connecting takes is no part of an answer."""
+
+    def __init__(self, to: int) -> None:
+        self._to = to
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._far = asyncio.ensure_future(self._connected(cast(asyncio.Transport, transport)))
+
+    async def _connected(self, near: asyncio.Transport) -> asyncio.Transport:
+        far, _ = await asyncio.get_running_loop().create_connection(lambda: Far(near), "127.0.0.1", self._to)
+        return far
+
+    def data_received(self, data: bytes) -> None:
+        if self._far.done():
+            self._far.result().write(data)
+        else:
+            self._far.add_done_callback(lambda far: far.result().write(data))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._far.add_done_callback(lambda far: far.result().close())
+
+
+class Far(asyncio.Protocol):
+    """The side towards the provider."""
+
+    def __init__(self, near: asyncio.Transport) -> None:
+        self._near = near
+
+    def data_received(self, data: bytes) -> None:
+        self._near.write(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._near.close()
+
+
 async def measure(seconds: float, litellm: Path | None) -> None:
     with tempfile.TemporaryDirectory() as home:
-        commands = {"direct": [sys.executable, __file__, "--provider"], "upcall": upcall(Path(home))}
-        paths = {"direct": PROVIDER, "upcall": UPCALL}
+        commands = {
+            "direct": [sys.executable, __file__, "--provider"],
+            "forwarding, its second": [sys.executable, __file__, "--forward", str(BETWEEN), str(PROVIDER)],
+            "forwarding": [sys.executable, __file__, "--forward", str(FORWARDING), str(BETWEEN)],
+            "upcall": upcall(Path(home)),
+        }
+        paths = {"direct": PROVIDER, "forwarding": FORWARDING, "upcall": UPCALL}
         if litellm is not None:
             commands["litellm"] = proxy(litellm, Path(home))
             paths["litellm"] = LITELLM
@@ -122,17 +174,19 @@ async def compare(paths: dict[str, int], processes: dict[str, psutil.Process], s
             for name, port in paths.items():
                 # The first turn warms up imports and the cloud worker.
                 kept = samples[name] if turn else Sample()
-                before = processor(processes[name])
+                path = [process for part, process in processes.items() if part.startswith(name)]
+                before = processor(path)
                 # Connections of their own, for servers close those that rest while others have their turn.
                 async with aiohttp.ClientSession() as session:
                     await ask_for(session, port, clients, seconds / 4, kept)
-                kept.processor += (processor(processes[name]) - before) * 1e3
+                kept.processor += (processor(path) - before) * 1e3
         report(clients, samples)
 
 
-def processor(process: psutil.Process) -> float:
-    """Seconds used so far by the process and what it started."""
-    return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children(recursive=True)))
+def processor(processes: Iterable[psutil.Process]) -> float:
+    """Seconds used so far by the processes and what they started."""
+    every = (one for process in processes for one in (process, *process.children(recursive=True)))
+    return sum(sum(one.cpu_times()[:2]) for one in every)
 
 
 def upcall(home: Path) -> list[str]:

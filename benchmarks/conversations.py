@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from daemon.policy import conversation_score
-from daemon.scorer import user_turns
+from daemon.routing.policy import conversation_score
+from daemon.routing.scorer import user_turns
 from models.store import Store
 from routers.calibration import shipped
 from routers.correction import EmbeddingRouter

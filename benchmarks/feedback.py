@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from daemon.feedback_learning import lesson
+from daemon.routing.feedback_learning import lesson
 from routers.calibration import shipped
 from routers.encoder import DIMENSION
 from routers.evaluation.benchmarks import BENCHMARKS

@@ -8,6 +8,8 @@ from functools import partial
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from daemon.accounts.budget import Budget
+from daemon.accounts.metrics import Metrics
 from daemon.api import dashboard, openapi
 from daemon.api.anthropic import Anthropic, name_request
 from daemon.api.catalogue import Catalogue
@@ -23,16 +25,14 @@ from daemon.api.responses import Responses
 from daemon.api.sharing import Sharing
 from daemon.api.text_completion import TextCompletions
 from daemon.api.wires import error_response
-from daemon.budget import Budget
 from daemon.client import SERVER
 from daemon.config import Settings
 from daemon.dispatcher import Dispatcher
 from daemon.guard import Guard
-from daemon.metrics import Metrics
 from daemon.patience import Patience
-from daemon.recent import Recent
-from daemon.scorer import Scorer
-from daemon.workers import Workers
+from daemon.processes.workers import Workers
+from daemon.routing.recent import Recent
+from daemon.routing.scorer import Scorer
 
 log = logging.getLogger(__name__)
 

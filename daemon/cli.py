@@ -79,7 +79,7 @@ def serve(
     import asyncio
 
     from daemon.logs import set_up_logging
-    from daemon.supervisor import Supervisor
+    from daemon.processes.supervisor import Supervisor
 
     set_up_logging(settings.log)
 

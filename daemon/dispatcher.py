@@ -5,17 +5,18 @@ from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from daemon import policy, recent, resolve
-from daemon.appraiser import Appraiser
-from daemon.battery import Battery
-from daemon.budget import Budget, Hold
+from daemon import resolve
+from daemon.accounts.budget import Budget, Hold
+from daemon.accounts.prices import Price
 from daemon.config import Settings
-from daemon.policy import Decision, Needs, Reason, State, Wish
-from daemon.prices import Price
-from daemon.recent import Recent, Sight
-from daemon.scorer import Look, Scorer
-from daemon.second_look import SecondLooks, Verdict
-from daemon.workers import Workers
+from daemon.processes.workers import Workers
+from daemon.routing import policy, recent
+from daemon.routing.appraiser import Appraiser
+from daemon.routing.battery import Battery
+from daemon.routing.policy import Decision, Needs, Reason, State, Wish
+from daemon.routing.recent import Recent, Sight
+from daemon.routing.scorer import Look, Scorer
+from daemon.routing.second_look import SecondLooks, Verdict
 from models.client import WorkerGoneError
 from models.cloud.size import most_predicted, most_tokens
 from models.interface import (

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
-from daemon import keys, listening, privacy, resolve
-from daemon.battery import charge
+from daemon import keys, privacy, resolve
+from daemon.accounts.history import opened
+from daemon.accounts.ledger import LedgerError, default_path
 from daemon.client import DaemonError, NotRunning, TokenUnreadable, call
 from daemon.config import Settings
-from daemon.history import opened
-from daemon.ledger import LedgerError, default_path
+from daemon.processes import listening
+from daemon.routing.battery import charge
 from models.fetch import file_sha256
 from models.store import Store, StoreError
 
@@ -149,7 +150,7 @@ def _endpoint(settings: Settings) -> Finding:
 
 
 def _router(settings: Settings) -> Iterator[Finding]:
-    from daemon.scorer import CAUSAL, own_calibrations
+    from daemon.routing.scorer import CAUSAL, own_calibrations
     from routers.calibration import threshold_for_share
     from routers.causal_llm import reading
     from routers.interface import RouterError

@@ -14,21 +14,22 @@ from pathlib import Path
 import platformdirs
 from aiohttp import web
 
-from daemon import listening, recent
+from daemon.accounts.budget import Budget
+from daemon.accounts.ledger import Ledger, default_path
+from daemon.accounts.metrics import Metrics
 from daemon.app import build
-from daemon.budget import Budget
 from daemon.config import Settings
 from daemon.confine import Confinement, confine
-from daemon.judge import LocalJudge
-from daemon.ledger import Ledger, default_path
 from daemon.logs import set_up_logging
-from daemon.metrics import Metrics
 from daemon.patience import Patience
-from daemon.recent import Recent
-from daemon.scorer import Scorer, UnknownRouterError
-from daemon.systemd import ActivationError
-from daemon.tasks import Tasks
-from daemon.workers import Workers
+from daemon.processes import listening
+from daemon.processes.systemd import ActivationError
+from daemon.processes.tasks import Tasks
+from daemon.processes.workers import Workers
+from daemon.routing import recent
+from daemon.routing.judge import LocalJudge
+from daemon.routing.recent import Recent
+from daemon.routing.scorer import Scorer, UnknownRouterError
 from models.store import Store
 
 EXIT_CANNOT_LISTEN = 2

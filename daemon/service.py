@@ -11,8 +11,8 @@ from pathlib import Path
 
 import platformdirs
 
-from daemon import listening
 from daemon.config import Server
+from daemon.processes import listening
 
 SERVICE, SOCKET = "upcall.service", "upcall.socket"
 PACKAGED_COMMAND = "/usr/bin/upcall"

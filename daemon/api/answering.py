@@ -10,7 +10,7 @@ from daemon.api.errors import ApiError
 from daemon.api.exchange import Exchange
 from daemon.api.wish import Asked
 from daemon.dispatcher import Dispatcher, SensitivePromptError
-from daemon.scorer import UnknownRouterError
+from daemon.routing.scorer import UnknownRouterError
 from models.interface import ChatRequest, Event, Failure
 
 

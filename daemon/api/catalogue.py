@@ -9,8 +9,8 @@ from daemon import resolve
 from daemon.api.embeddings import MODEL
 from daemon.api.errors import ApiError
 from daemon.config import Cloud
-from daemon.scorer import Scorer
-from daemon.workers import Workers
+from daemon.processes.workers import Workers
+from daemon.routing.scorer import Scorer
 
 SHOWN_THRESHOLD = "0.5"
 """Of the routers in the list; any other from 0 to 1 may be named."""

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from daemon.api.errors import ApiError
 from daemon.config import Settings
 from daemon.confine import weakest
-from daemon.scorer import Scorer
-from daemon.workers import Workers
+from daemon.processes.workers import Workers
+from daemon.routing.scorer import Scorer
 
 
 class PrivacyBody(BaseModel):

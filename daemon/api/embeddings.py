@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from daemon.api.errors import ApiError
 from daemon.api.reading import Loose, read
-from daemon.scorer import NoEncoderError, Scorer
+from daemon.routing.scorer import NoEncoderError, Scorer
 
 MODEL = "use-multilingual"
 DIMENSION = 512

@@ -7,11 +7,11 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
+from daemon.accounts.budget import Hold
+from daemon.accounts.ledger import Ledger, Record
 from daemon.api.explain import explanation, headers, new_request_id
 from daemon.api.wish import Asked
-from daemon.budget import Hold
 from daemon.dispatcher import Bill, Chosen
-from daemon.ledger import Ledger, Record
 from models.interface import Event, Failure, Finish, PromptRead, TextDelta, ToolCallDelta, Usage
 
 log = logging.getLogger(__name__)

@@ -2,8 +2,8 @@
 
 from aiohttp import web
 
+from daemon.accounts.metrics import Metrics
 from daemon.api.control import Control
-from daemon.metrics import Metrics
 
 
 class Exposition:

@@ -5,13 +5,13 @@ import sqlite3
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from daemon import recent
+from daemon.accounts.ledger import Ledger
 from daemon.api.errors import ApiError
 from daemon.api.history import asked
 from daemon.config import Settings
-from daemon.feedback import Verdict, keep
-from daemon.ledger import Ledger
-from daemon.workers import Workers
+from daemon.processes.workers import Workers
+from daemon.routing import recent
+from daemon.routing.feedback import Verdict, keep
 
 WRITE_SECONDS = 10.0
 """What the ledger gets to write a verdict."""

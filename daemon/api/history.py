@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from daemon import config
+from daemon.accounts.budget import Budget
+from daemon.accounts.history import History as Past
+from daemon.accounts.history import UnknownDecisionError, opened, shown
+from daemon.accounts.ledger import Ledger, LedgerError
 from daemon.api.control import Control
 from daemon.api.errors import ApiError
-from daemon.budget import Budget
-from daemon.history import History as Past
-from daemon.history import UnknownDecisionError, opened, shown
-from daemon.ledger import Ledger, LedgerError
-from daemon.policy import Reason
+from daemon.routing.policy import Reason
 
 T = TypeVar("T")
 

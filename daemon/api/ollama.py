@@ -18,7 +18,7 @@ from daemon.api.reading import read
 from daemon.api.wish import LATEST, asked
 from daemon.config import Routing
 from daemon.dispatcher import Dispatcher
-from daemon.scorer import Scorer
+from daemon.routing.scorer import Scorer
 from models.interface import ChatRequest
 
 VERSION = "0.12.6"

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from daemon.api.embeddings import MOST
 from daemon.api.reading import Loose
-from daemon.appraiser import UNKNOWN_CALL_PREFIX
+from daemon.routing.appraiser import UNKNOWN_CALL_PREFIX
 from models.interface import ChatRequest
 
 MEDIA_TYPES = {

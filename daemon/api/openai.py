@@ -14,7 +14,7 @@ from daemon.api.reading import Loose, read
 from daemon.api.wish import Asked, asked
 from daemon.config import Routing
 from daemon.dispatcher import Dispatcher, SensitivePromptError
-from daemon.scorer import UnknownRouterError
+from daemon.routing.scorer import UnknownRouterError
 from models.interface import ChatRequest
 
 

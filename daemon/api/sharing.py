@@ -6,12 +6,12 @@ from bisect import bisect_left
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from daemon.accounts.history import opened
+from daemon.accounts.ledger import Ledger, LedgerError
 from daemon.api.errors import ApiError
 from daemon.config import Routing
-from daemon.history import opened
-from daemon.ledger import Ledger, LedgerError
-from daemon.scorer import Scorer
-from daemon.workers import Workers
+from daemon.processes.workers import Workers
+from daemon.routing.scorer import Scorer
 
 ENOUGH_SCORES = 20
 """Of the user's own, before they say more than the sample that came with the router."""

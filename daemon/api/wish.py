@@ -11,7 +11,7 @@ from typing import Any
 
 from daemon.api.errors import ApiError
 from daemon.config import Routing
-from daemon.policy import Route, Wish
+from daemon.routing.policy import Route, Wish
 
 ROUTER_NAME = re.compile(r"router-(?P<router>[a-z_]+)-(?P<threshold>\d+(\.\d+)?)")
 """As RouteLLM names them: `router-mf-0.116`."""

@@ -46,8 +46,8 @@ def list_command(as_json: bool) -> None:
     """List the verdicts, oldest first, and whether an embedding was kept with each."""
     import json
 
-    from daemon.feedback import all_of
-    from daemon.ledger import LedgerError, default_path
+    from daemon.accounts.ledger import LedgerError, default_path
+    from daemon.routing.feedback import all_of
 
     try:
         judged = all_of(default_path())
@@ -73,10 +73,10 @@ def forget(id: str | None, everything: bool) -> None:
 
     A correction that was learnt from them stays until `upcall calibrate --from-feedback --undo`.
     """
-    from daemon.feedback import forget as delete
-    from daemon.history import UnknownDecisionError
-    from daemon.ledger import LedgerError, default_path
-    from daemon.scorer import own_corrections
+    from daemon.accounts.history import UnknownDecisionError
+    from daemon.accounts.ledger import LedgerError, default_path
+    from daemon.routing.feedback import forget as delete
+    from daemon.routing.scorer import own_corrections
 
     if (id is None) != everything:
         raise click.UsageError("name a request, as in `upcall feedback forget ID`, or forget --all")

@@ -12,7 +12,7 @@ import click
 from daemon.commands.settings import config_option, settings_or_exit
 
 if TYPE_CHECKING:
-    from daemon.history import History
+    from daemon.accounts.history import History
 
 FOLLOW_SECONDS = 0.5
 PERIODS = {"today": "today", "week": "7 days", "month": "this month"}
@@ -33,7 +33,7 @@ def stats(config: Path | None, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    from daemon.history import sentence
+    from daemon.accounts.history import sentence
 
     table = Table("", *(Column(name, no_wrap=True) for name in PERIODS.values()), box=None)
     periods = [seen[name] for name in PERIODS]
@@ -60,7 +60,7 @@ def stats(config: Path | None, as_json: bool) -> None:
 @json_option
 def decisions(count: int, follow: bool, config: Path | None, as_json: bool) -> None:
     """List the latest requests, oldest first: when, where they were answered, and why."""
-    from daemon.history import shown
+    from daemon.accounts.history import shown
 
     def show(seen: Mapping[str, Any]) -> None:
         click.echo(json.dumps(seen) if as_json else _line(seen))
@@ -83,7 +83,7 @@ def decisions(count: int, follow: bool, config: Path | None, as_json: bool) -> N
 @json_option
 def why(id: str, config: Path | None, as_json: bool) -> None:
     """Explain one decision: ID is what the answer's x-upcall-request-id begins with, or `last`."""
-    from daemon.history import UnknownDecisionError, shown
+    from daemon.accounts.history import UnknownDecisionError, shown
 
     with _history(config) as history:
         try:
@@ -95,8 +95,8 @@ def why(id: str, config: Path | None, as_json: bool) -> None:
 
 @contextmanager
 def _history(config: Path | None) -> "Iterator[History]":
-    from daemon.history import opened
-    from daemon.ledger import LedgerError, default_path
+    from daemon.accounts.history import opened
+    from daemon.accounts.ledger import LedgerError, default_path
 
     if not settings_or_exit(config).ledger.enabled:
         click.echo("ledger.enabled is false in the settings: nothing new is recorded", err=True)

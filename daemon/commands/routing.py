@@ -71,7 +71,7 @@ def calibrate(router: str, cloud_share: float, from_ledger: bool, from_feedback:
         raise click.UsageError("--from-ledger and --from-feedback are two steps: take one, then the other")
     if from_feedback:
         return _from_feedback(router, undo)
-    from daemon.scorer import own_calibrations
+    from daemon.routing.scorer import own_calibrations
     from routers.calibration import in_force, keep, versions
     from routers.interface import RouterError
 
@@ -96,9 +96,9 @@ def calibrate(router: str, cloud_share: float, from_ledger: bool, from_feedback:
 
 def _from_feedback(router: str, undo: bool) -> None:
     """Learn from verdicts, or take back what was learnt last."""
-    from daemon.feedback_learning import correct, take_back
-    from daemon.ledger import LedgerError, default_path
-    from daemon.scorer import own_corrections
+    from daemon.accounts.ledger import LedgerError, default_path
+    from daemon.routing.feedback_learning import correct, take_back
+    from daemon.routing.scorer import own_corrections
     from routers.interface import RouterError
 
     try:
@@ -126,9 +126,9 @@ def _from_ledger(router: str) -> "Calibration":
 
     import numpy as np
 
-    from daemon.history import opened
-    from daemon.ledger import LedgerError, default_path
-    from daemon.scorer import own_corrections
+    from daemon.accounts.history import opened
+    from daemon.accounts.ledger import LedgerError, default_path
+    from daemon.routing.scorer import own_corrections
     from routers.calibration import measured, shipped
     from routers.correction import in_force
 

@@ -11,9 +11,9 @@ import pytest
 import pytest_asyncio
 
 from daemon import resolve
+from daemon.accounts.prices import Price
 from daemon.config import ConfigError
 from daemon.config_file import load
-from daemon.prices import Price
 from models.cloud.size import most_tokens
 from models.interface import ChatRequest, Usage
 from tests.daemon.conftest import Escalating

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from daemon.prices import Price
+from daemon.accounts.prices import Price
 from models.cloud.size import most_tokens
 from models.interface import ChatRequest, Usage
 from tests.daemon.conftest import Escalating

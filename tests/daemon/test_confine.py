@@ -143,7 +143,7 @@ def test_privacy_mode_does_not_start_where_the_kernel_enforces_nothing(tmp_path:
     command = [*_without(UNENFORCEABLE), UPCALL, "serve", "--port", "0", "--privacy"]
     environment = user_environment(tmp_path)
     refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    errors = [line for line in refused.stderr.splitlines() if "ERROR   daemon.supervisor" in line]
+    errors = [line for line in refused.stderr.splitlines() if "ERROR   daemon.processes.supervisor" in line]
 
     assert refused.returncode == 2
     assert len(errors) == 1

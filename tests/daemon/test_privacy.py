@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from daemon.supervisor import SWITCH_SECONDS
+from daemon.processes.supervisor import SWITCH_SECONDS
 from tests.daemon.conftest import Escalating, StartDaemon
 from tests.daemon.harness import Daemon, cli, client, reload, running_daemon, user_environment, wait_until
 from tests.daemon.test_kept import ask, kept

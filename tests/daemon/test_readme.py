@@ -19,8 +19,8 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SKIPPED = {
     ".venv/bin/upcall pull llama3-8b": ("tests/models/test_store.py", "pull("),
     ".venv/bin/upcall key set openai": ("tests/daemon/test_keys.py", '"set"'),
-    ".venv/bin/upcall service install": ("tests/daemon/test_systemd.py", '"install"'),
-    ".venv/bin/upcall service enable": ("tests/daemon/test_systemd.py", '"enable"'),
+    ".venv/bin/upcall service install": ("tests/daemon/processes/test_systemd.py", '"install"'),
+    ".venv/bin/upcall service enable": ("tests/daemon/processes/test_systemd.py", '"enable"'),
     "make test-deps": ("Makefile", "test-deps: debian"),
     "make test": ("Makefile", "-m pytest"),
     "make lint": ("Makefile", "ruff check"),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from routers.calibration import versions
 from routers.encoder import DIMENSION, Encoder
 from routers.interface import Router, RouterError
+from routers.logistic import Floats, curvature, logit, regress, sigmoid
 
 FORMAT = 2
 RIDGE, RIDGE_FEW = 10.0, 1500.0
@@ -19,15 +20,8 @@ RIDGE, RIDGE_FEW = 10.0, 1500.0
 anything. Chosen on sources that no result is reported on (benchmarks/results/feedback.md)."""
 SLOPE_RIDGE = 30.0
 """Pull of the slope towards one."""
-STEPS = 30
-ENOUGH = 1e-4
-"""Newton's steps end where they change no weight by more."""
 MATCHED = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.98)
 """Quantiles of the corrected logits that are brought back to where the router's own have them."""
-SMALLEST = 1e-6
-"""Scores are kept so far from 0 and 1, where logits end."""
-
-Floats = NDArray[np.float64]
 
 
 @runtime_checkable
@@ -83,21 +77,14 @@ class Lesson:
         # The pull leaves no weight to directions in which no prompt lies, so few verdicts need few.
         self._basis, _ = np.linalg.qr(vectors.T)
         self._columns = np.column_stack([np.ones(len(self.own)), self.own, vectors @ self._basis])
-        pull = np.full(self._basis.shape[1], RIDGE + RIDGE_FEW / len(self.own))
-        self._pull = np.concatenate([[1e-3, SLOPE_RIDGE], pull])
-        self._none = np.concatenate([[0.0, 1.0], np.zeros(len(pull))])
+        ridge = np.full(self._basis.shape[1], RIDGE + RIDGE_FEW / len(self.own))
+        pull = np.concatenate([[1e-3, SLOPE_RIDGE], ridge])
+        self._none = np.concatenate([[0.0, 1.0], np.zeros(len(ridge))])
         """The weights of no correction."""
-        self._weights = self._none.copy()
-        for _ in range(STEPS):
-            chance = sigmoid(self._columns @ self._weights)
-            gradient = self._columns.T @ (chance - strong) + self._pull * (self._weights - self._none)
-            step = np.linalg.solve(self._curvature(chance), gradient)
-            self._weights -= step / max(1.0, float(np.abs(step[:2]).max()))
-            if np.abs(step).max() < ENOUGH:
-                break
+        self._weights = regress(self._columns, strong, pull, towards=self._none)
         chance = sigmoid(self._columns @ self._weights)
         self._misfit, self._weight = chance - strong, chance * (1 - chance)
-        self._reach = np.linalg.solve(self._curvature(chance), self._columns.T)
+        self._reach = np.linalg.solve(curvature(self._columns, self._weights, pull), self._columns.T)
 
     def leads(self, step: float = 1.0) -> Floats:
         """Of the prompts themselves, (n,), after a `step` from the router's own (0) to what was learnt (1)."""
@@ -130,10 +117,6 @@ class Lesson:
                 kept.append(each)
         quantiles, own = np.array(kept).T.tolist()
         return quantiles, own
-
-    def _curvature(self, chance: Floats) -> Floats:
-        curved: Floats = (self._columns * (chance * (1 - chance))[:, None]).T @ self._columns + np.diag(self._pull)
-        return curved
 
 
 def in_force(router: str, version: str, own: Path) -> tuple[Correction, int] | None:
@@ -172,16 +155,3 @@ def read(path: Path) -> Correction:
             "take it back with `upcall calibrate --from-feedback --undo`."
         ) from error
     return correction
-
-
-def logit(scores: NDArray[np.floating]) -> Floats:
-    """Of probabilities, held off 0 and 1."""
-    held = np.clip(np.asarray(scores, dtype=np.float64), SMALLEST, 1 - SMALLEST)
-    leads: Floats = np.log(held / (1 - held))
-    return leads
-
-
-def sigmoid(leads: Floats) -> Floats:
-    """The inverse of `logit`."""
-    chances: Floats = 1 / (1 + np.exp(-np.clip(leads, -50, 50)))
-    return chances

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from daemon.routing.feedback import Judged, all_of
 from routers.calibration import keep, shipped, versions
-from routers.correction import STEPS, Correction, Floats, Lesson, sigmoid
+from routers.correction import Correction, Lesson
 from routers.encoder import DIMENSION
 from routers.interface import RouterError
+from routers.logistic import Floats, curvature, regress
 
 FEWEST = 50
 """Verdicts; with fewer, chance decides what is learnt."""
@@ -178,10 +179,5 @@ def _dependence(own: Floats, due: NDArray[np.bool_], up: NDArray[np.bool_]) -> f
     columns = np.column_stack([np.ones(len(own)), (own - own.mean()) / (own.std() or 1.0), up])
     # Hardly any; without it, kinds that are told apart without a mistake have no finite weights.
     pull = np.array([1e-3, 1e-3, 0.1])
-    weights = np.zeros(3)
-    for _ in range(STEPS):
-        chance = sigmoid(columns @ weights)
-        curvature = (columns * (chance * (1 - chance))[:, None]).T @ columns + np.diag(pull)
-        step = np.linalg.solve(curvature, columns.T @ (chance - due) + pull * weights)
-        weights -= step / max(1.0, float(np.abs(step).max()))
-    return float(weights[2] / math.sqrt(np.linalg.inv(curvature)[2, 2]))
+    weights = regress(columns, due, pull)
+    return float(weights[2] / math.sqrt(np.linalg.inv(curvature(columns, weights, pull))[2, 2]))

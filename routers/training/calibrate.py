@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.calibration import Calibration, measured
+from routers.logistic import regress, sigmoid
 from routers.training.data import Source
 from routers.training.pairs import held_back
 
@@ -61,12 +62,12 @@ def calibrate(
     for array in weights:
         digest.update(np.ascontiguousarray(array).tobytes())
     calibration = measured(
-        router, digest.hexdigest()[:12], 1 / (1 + np.exp(-(slope * lead + intercept))), outcome,
+        router, digest.hexdigest()[:12], sigmoid(slope * lead + intercept), outcome,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(), data_sha256=data_sha256, weights=share,
         sample="prompts kept from training: " + ", ".join(f"{part:.0%} {name}" for name, part in MIX.items()),
     )  # fmt: skip
     if everyday is not None:
-        scores = 1 / (1 + np.exp(-(slope * everyday + intercept)))
+        scores = sigmoid(slope * everyday + intercept)
         sample = f"thresholds: prompts that people sent to the Chatbot Arena; reliability: {calibration.sample}"
         ordinary = measured(router, calibration.version, scores, date=calibration.date, sample=sample)
         calibration = replace(calibration, sample=sample, n=ordinary.n, quantiles=ordinary.quantiles)
@@ -76,17 +77,12 @@ def calibrate(
 def platt(lead: Floats, outcome: Floats, weight: Floats) -> tuple[float, float]:
     """Slope and intercept for which the logistic of `slope * lead + intercept` fits `outcome` (0 to 1) best.
 
-    Newton's method on the cross entropy, with a prior that keeps the slope positive and finite on separable data.
+    A pull keeps the slope finite where leads tell outcomes apart without a mistake; it stays positive in any case.
     """
     weight = weight / weight.sum()
     scale = float(np.std(lead)) or 1.0
-    inputs = np.stack([lead / scale, np.ones_like(lead)], axis=1)
-    line = np.zeros(2)
-    for _ in range(50):
-        chance = 1 / (1 + np.exp(-inputs @ line))
-        gradient = inputs.T @ (weight * (chance - outcome)) + 1e-4 * line
-        curvature = (inputs * (weight * chance * (1 - chance))[:, None]).T @ inputs + 1e-4 * np.eye(2)
-        line -= np.linalg.solve(curvature, gradient)
+    columns = np.stack([lead / scale, np.ones_like(lead)], axis=1, dtype=np.float64)
+    line = regress(columns, outcome, np.full(2, 1e-4), share=weight.astype(np.float64))
     if line[0] >= 1e-3:
         return float(line[0]) / scale, float(line[1])
     # Leads that say nothing: the mean outcome for all, in their order.

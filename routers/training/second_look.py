@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from routers import logistic
 from routers.calibration import Calibration, measured
 from routers.interface import RouterError
+from routers.logistic import Floats
 from routers.second_look import FILE, signals
 from routers.training.attempts import Attempts
 from routers.training.export import write_second_look
 from routers.training.questions import ORIGINS, Question
 
-Floats = NDArray[np.float64]
 AXES = 64
 """Of the hidden state, those along which it varies most."""
 PENALTY = 1.0
@@ -103,7 +104,7 @@ def of_any(every: Sequence[Lessons]) -> Lessons:
     return Lessons(source, first_score, np.empty((len(source), 0)), signals, weak, strong)
 
 
-def regress(inputs: Floats, outcome: Floats, penalties: Floats, signs: NDArray[np.int_]) -> tuple[Floats, float]:
+def signed(inputs: Floats, outcome: Floats, penalties: Floats, signs: NDArray[np.int_]) -> tuple[Floats, float]:
     """Weights and intercept of the logistic regression of `outcome`, 0 to 1, with `penalties` on the squared weights.
 
     An infinite penalty leaves an input out. Where `signs` is 1 or -1 a weight has that sign or is 0.
@@ -112,24 +113,11 @@ def regress(inputs: Floats, outcome: Floats, penalties: Floats, signs: NDArray[n
     kept = np.append(np.isfinite(penalties), True)
     while True:
         weights = np.zeros(columns.shape[1])
-        weights[kept] = _newton(columns[:, kept], outcome, np.append(penalties, 1e-3)[kept])
+        weights[kept] = logistic.regress(columns[:, kept], outcome, np.append(penalties, 1e-3)[kept])
         wrong = np.append(weights[:-1] * signs < 0, False)
         if not wrong.any():
             return weights[:-1], float(weights[-1])
         kept &= ~wrong
-
-
-def _newton(columns: Floats, outcome: Floats, penalties: Floats) -> Floats:
-    weights = np.zeros(columns.shape[1])
-    for _ in range(30):
-        chance = _chance(columns @ weights)
-        gradient = columns.T @ (chance - outcome) + penalties * weights
-        curvature = (columns * (chance * (1 - chance))[:, None]).T @ columns + np.diag(penalties)
-        step = np.linalg.solve(curvature, gradient)
-        weights -= step
-        if np.abs(step).max() < 1e-6:
-            break
-    return weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +133,7 @@ class Trained:
 
     def score(self, some: Lessons) -> Floats:
         """P(strong preferred)."""
-        weak = _chance(some.hidden @ self.hidden + _plain(some) @ self.plain + self.intercept)
+        weak = logistic.sigmoid(some.hidden @ self.hidden + _plain(some) @ self.plain + self.intercept)
         return np.asarray(0.5 + (self.strong - weak) / 2)
 
 
@@ -163,11 +151,11 @@ def fit(some: Lessons, choices: Sequence[tuple[float, float]] = CHOICES) -> Trai
         orders = []
         for part in np.unique(parts):
             here = parts == part
-            weights, _ = regress(inputs[~here], some.weak[~here], penalties, signs)
+            weights, _ = signed(inputs[~here], some.weak[~here], penalties, signs)
             orders.append(_order(-inputs[here] @ weights, (some.strong - some.weak)[here]))
         if np.mean(orders) > most + GAIN:
             best, most = penalties, float(np.mean(orders))
-    weights, intercept = regress(inputs, some.weak, best, signs)
+    weights, intercept = signed(inputs, some.weak, best, signs)
     plain, hidden_weights = np.split(turn @ weights, [len(SIGNS)])
     return Trained(hidden_weights, plain, float(intercept - shift @ turn @ weights), _strong(some))
 
@@ -250,9 +238,4 @@ def ship(some: Lessons, out: Path, model_sha256: str, choices: Sequence[tuple[fl
 
 
 def _plain(some: Lessons) -> Floats:
-    chance = np.clip(some.first_score, 1e-4, 1 - 1e-4)
-    return np.column_stack([np.log(chance / (1 - chance)), some.signals])
-
-
-def _chance(logit: Floats) -> Floats:
-    return np.asarray(1 / (1 + np.exp(-np.clip(logit, -30, 30))))
+    return np.column_stack([logistic.logit(np.clip(some.first_score, 1e-4, 1 - 1e-4)), some.signals])

@@ -5,8 +5,9 @@ import pytest
 from numpy.typing import NDArray
 
 from daemon.routing.feedback_learning import CERTAIN, LEAST, LIKELY, LONG, SHORT, Floats, Worth, lesson
-from routers.correction import Correction, Lesson, logit, sigmoid
+from routers.correction import Correction, Lesson
 from routers.encoder import DIMENSION
+from routers.logistic import logit, sigmoid
 
 VERDICTS = 200
 

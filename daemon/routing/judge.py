@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from daemon.processes.workers import Workers
 from models.client import WorkerClient, WorkerGoneError
@@ -15,6 +16,16 @@ REMEMBERED = 2048
 
 class NotJudgedError(Exception):
     """The local model is not there, or would not judge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What one model made of some texts."""
+
+    model_sha256: str
+    """Of the model's file: what a judgement is worth differs from model to model."""
+    logprobs: Sequence[Sequence[float]]
+    """For each text, of each label being what follows it."""
 
 
 class LocalJudge:
@@ -29,16 +40,17 @@ class LocalJudge:
         client = await self._connected()
         return self._sha256 or (await self._said(client, "", ())).model_sha256
 
-    async def log_probabilities(self, texts: Sequence[str], labels: Sequence[str]) -> list[Sequence[float]]:
-        """Of each label being what follows each text. Raises `NotJudgedError`."""
+    async def judge(self, texts: Sequence[str], labels: Sequence[str]) -> Judgement:
+        """How likely each of the `labels` is to follow each text. Raises `NotJudgedError`."""
         client = await self._connected()
+        sha256 = self._sha256
         keys = [_key(text, labels) for text in texts]
         # Apart from what is remembered: that may be forgotten, or be of another model, while the answers come.
         found = {key: self._recall(key) for key in keys if key in self._known}
         unknown = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
         said = await asyncio.gather(*(self._said(client, text, labels) for text in unknown.values()))
         found |= {key: labelled.logprobs for key, labelled in zip(unknown, said, strict=True)}
-        return [found[key] for key in keys]
+        return Judgement(said[0].model_sha256 if said else sha256, [found[key] for key in keys])
 
     async def _connected(self) -> WorkerClient:
         client = await self._workers.get("local")

@@ -171,14 +171,17 @@ class Scorer:
         try:
             async with asyncio.timeout(self._routing.judge_seconds):
                 loaded = await self._in_thread(self._load_reading, await judge.model_sha256())
-                if loaded is None:
-                    return Look(None, 1.0, None, _milliseconds(start), Reason.NOT_CALIBRATED)
-                logs = await judge.log_probabilities(*await self._in_thread(_questions, turns))
+                if loaded and turns:
+                    judgement = await judge.judge(*await self._in_thread(_questions, turns))
+                    # Another model may have taken the place of the one that was asked for its name.
+                    loaded = await self._in_thread(self._load_reading, judgement.model_sha256)
         except (TimeoutError, NotJudgedError):
             return Look(None, 1.0, None, _milliseconds(start), Reason.NOT_JUDGED)
+        if loaded is None:
+            return Look(None, 1.0, None, _milliseconds(start), Reason.NOT_CALIBRATED)
         if not turns:
             return Look(None, 1.0, None, 0.0, Reason.NO_USER_TURN)
-        score = conversation_score([float(score) for score in loaded.reading.rate(logs)])
+        score = conversation_score([float(score) for score in loaded.reading.rate(judgement.logprobs)])
         limit, label = loaded.threshold if threshold is None else threshold, f"{CAUSAL}@{loaded.reading.version}"
         return Look(score, limit, label, _milliseconds(start), calibration=loaded.reading.calibration)
 

@@ -155,17 +155,15 @@ class Engine:
         while self._waiting:
             with self._wake:
                 self._drop_cancelled()
-                task = self._waiting.popleft() if self._waiting else None
-            if task is None:
+                task = self._waiting[0] if self._waiting else None
+            slot = self._pool.acquire(task.prompt, task.reserve) if task else None
+            if task is None or slot is None:
                 break
-            slot = self._pool.acquire(task.prompt, task.reserve)
             with self._wake:
-                if slot is not None:
-                    self._answers.append(_Answer(task, slot))
-                else:
-                    self._waiting.appendleft(task)
-            if slot is None:
-                break
+                # Until here it counts as waiting, or one more would be let in; cancelled meanwhile, it may be gone.
+                if self._waiting and self._waiting[0] is task:
+                    self._waiting.popleft()
+                self._answers.append(_Answer(task, slot))
         with self._wake:
             waiting = tuple(self._waiting)
         for position, task in enumerate(waiting):

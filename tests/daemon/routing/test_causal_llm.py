@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from daemon.config import Cloud
+from daemon.config import Cloud, Routing
 from daemon.processes.link import Link, WorkerUp
 from daemon.processes.workers import Workers
 from daemon.routing import judge
-from daemon.routing.judge import LocalJudge
+from daemon.routing.judge import Judgement, LocalJudge
+from daemon.routing.policy import Reason
+from daemon.routing.scorer import Scorer
 from models.client import WorkerClient
 from models.interface import Labelled
 from models.store import Store
@@ -138,9 +140,10 @@ async def test_a_judgement_that_is_forgotten_for_a_newer_one_still_counts_for_wh
     clerk = Clerk("one")
     await office.hire(clerk)
 
-    assert await office.judge.log_probabilities(["1", "2"], ["a"]) == [[1.0], [2.0]]
-    assert await office.judge.log_probabilities(["1", "3"], ["a"]) == [[1.0], [3.0]]
-    assert await office.judge.log_probabilities(["1", "4", "5", "4"], ["a"]) == [[1.0], [4.0], [5.0], [4.0]]
+    assert await office.judge.judge(["1", "2"], ["a"]) == Judgement("one", [[1.0], [2.0]])
+    assert await office.judge.judge(["1", "3"], ["a"]) == Judgement("one", [[1.0], [3.0]])
+    assert await office.judge.judge(["1", "4", "5", "4"], ["a"]) == Judgement("one", [[1.0], [4.0], [5.0], [4.0]])
+    assert await office.judge.judge(["4"], ["a"]) == Judgement("one", [[4.0]])
     assert clerk.asked == ["1", "2", "3", "4", "5"]  # what is asked for again and again is forgotten last
 
 
@@ -150,15 +153,38 @@ async def test_who_asked_a_model_that_is_replaced_meanwhile_gets_its_answer_and_
     before, after = Clerk("before"), Clerk("after")
     before.may_answer.clear()
     await office.hire(before)
-    judging = asyncio.create_task(office.judge.log_probabilities(["1"], ["a"]))
+    judging = asyncio.create_task(office.judge.judge(["1"], ["a"]))
     naming = asyncio.create_task(office.judge.model_sha256())
     async with asyncio.timeout(60):
         await asyncio.sleep(0)  # both know whom they ask
         await office.hire(after)
-        assert await office.judge.log_probabilities(["2"], ["a"]) == [[2.0]]
+        assert await office.judge.judge(["2"], ["a"]) == Judgement("after", [[2.0]])
         before.may_answer.set()
-        assert (await judging, await naming) == ([[1.0]], "before")
+        assert (await judging, await naming) == (Judgement("before", [[1.0]]), "before")
 
-    assert await office.judge.log_probabilities(["1"], ["a"]) == [[1.0]]
+    assert await office.judge.judge(["1"], ["a"]) == Judgement("after", [[1.0]])
     assert (sorted(before.asked), after.asked) == (["", "1"], ["2", "1"])
     assert await office.judge.model_sha256() == "after"
+
+
+class Replaced(LocalJudge):
+    """A judge whose model was replaced after it was asked for its name."""
+
+    def __init__(self, named: str, judging: str) -> None:
+        self._named, self._judging = named, judging
+
+    async def model_sha256(self) -> str:
+        return self._named
+
+    async def judge(self, texts: Sequence[str], labels: Sequence[str]) -> Judgement:
+        return Judgement(self._judging, [[0.0] * len(labels)] * len(texts))
+
+
+async def test_what_a_model_judged_is_never_read_as_the_judgement_of_the_one_before() -> None:
+    known, unknown = Store().find("smollm2-135m").sha256, "0" * 64
+    for judging in (known, unknown):
+        scorer = Scorer(Routing(router="causal_llm"), Store(), Replaced(known, judging))
+        look = await scorer.look([{"role": "user", "content": PROMPT}], None, None)
+        scorer.close()
+        assert (look.score is None) == (judging == unknown)
+    assert look.unscored is Reason.NOT_CALIBRATED

@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import json
 import random
+import threading
 from typing import Any
 
 import psutil
@@ -13,6 +14,7 @@ import pytest
 from models.interface import ChatRequest, Failure, Finish, TextDelta
 from models.llama.model import LlamaModel
 from models.llama.settings import LlamaSettings
+from models.llama.slots import SlotPool
 from tests.models.llama.conftest import Answer, ask, assert_same
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -126,6 +128,30 @@ async def test_requests_larger_together_than_the_cache_wait_instead_of_failing(s
     answers = await asyncio.gather(*(ask(model, long_text(number), max_tokens=100) for number in range(3)))
     assert all(answer.finish.reason in ("stop", "length") for answer in answers)
     assert not any(answer.all(Failure) for answer in answers)
+    await model.close()
+
+
+async def test_a_request_counts_as_waiting_while_a_slot_is_made_for_it_and_may_leave_meanwhile(
+    settings: LlamaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making, go_on, acquire = threading.Event(), threading.Event(), SlotPool.acquire
+
+    def slowly(self: SlotPool, *arguments: Any) -> Any:
+        making.set()
+        go_on.wait(60)
+        return acquire(self, *arguments)
+
+    monkeypatch.setattr(SlotPool, "acquire", slowly)
+    model = LlamaModel(dataclasses.replace(settings, slots=1))
+    asking = asyncio.create_task(ask(model, "Hello", max_tokens=4))
+    await asyncio.to_thread(making.wait, 60)
+    status = await model.status()
+    assert (status.running, status.waiting) == (0, 1)
+
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    go_on.set()
+    assert (await ask(model, "Hello", max_tokens=4)).finish  # the only slot is free again
     await model.close()
 
 

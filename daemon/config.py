@@ -244,6 +244,9 @@ class Budget(Section):
     """Most that it may cost in a calendar month."""
     answer_tokens: int = Field(default=8192, ge=1)
     """Under a budget, the longest answer of the cloud where a request sets no limit: what it may cost needs a bound."""
+    tools_usd: float | None = Field(default=None, ge=0)
+    """Under a budget, what the provider's own tools, such as web search, may cost in one request, and are taken to have
+    cost; without it, requests with such tools stay here."""
 
     @property
     def limited(self) -> bool:

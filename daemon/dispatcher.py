@@ -18,7 +18,7 @@ from daemon.routing.recent import Recent, Sight
 from daemon.routing.scorer import Look, Scorer
 from daemon.routing.second_look import SecondLooks, Verdict
 from models.client import WorkerGoneError
-from models.cloud.size import most_predicted, most_tokens
+from models.cloud.size import most_predicted, most_tokens, runs_tools
 from models.interface import (
     ChatRequest,
     Event,
@@ -246,12 +246,18 @@ class Dispatcher:
         battery_threshold: float | None = None,
         hop: int = 0,
     ) -> State:
-        standing, limits = self._workers.standing, self._settings.budget
-        counts = limits.limited or wish.max_cost is not None
-        unaffordable = self._budget.refusal(limits, self._most(request, hop), wish.max_cost) if counts else None
+        standing, unaffordable = self._workers.standing, self._unaffordable(request, wish, hop)
         return State(
             standing.privacy, standing.has_key, local.tools, local.images, battery_threshold, unaffordable=unaffordable
         )
+
+    def _unaffordable(self, request: ChatRequest, wish: Wish, hop: int) -> Reason | None:
+        limits = self._settings.budget
+        if not (limits.limited or wish.max_cost is not None):
+            return None
+        if limits.tools_usd is None and runs_tools(request):
+            return Reason.UNKNOWN_TOOLS
+        return self._budget.refusal(limits, self._most(request, hop), wish.max_cost)
 
     def _price(self, hop: int = 0) -> Price | None:
         prices = self._workers.prices if self._workers.cloud == self._settings.cloud else None
@@ -263,7 +269,11 @@ class Dispatcher:
         if price is None:
             return None
         answer = (request.max_tokens or self._settings.budget.answer_tokens) + most_predicted(request)
-        return price.most(most_tokens(request), answer * request.n)
+        return price.most(most_tokens(request), answer * request.n) + self._beside(request)
+
+    def _beside(self, request: ChatRequest) -> float:
+        """What the provider's own tools are taken to cost, in US dollars."""
+        return self._settings.budget.tools_usd or 0.0 if runs_tools(request) else 0.0
 
     async def _learn_costs(self) -> bool:
         """Wait for the prices and for what was spent, right after a start; whether there was anything to wait for."""
@@ -278,7 +288,7 @@ class Dispatcher:
         most = self._most(request, chosen.hop) if price else None
         if price is None or most is None:
             return nullcontext()
-        return self._budget.hold(price, most, id, wire, chosen.model)
+        return self._budget.hold(price, most, id, wire, chosen.model, self._beside(request))
 
     def _events(self, chosen: Chosen, request: ChatRequest, hold: Hold | None) -> AsyncGenerator[Event | Verdict, None]:
         events = self._run(chosen, request, hold)

@@ -29,6 +29,8 @@ class Hold:
     price: Price
     most: int
     """What the call can cost, as far as the provider keeps to the length that it was asked for."""
+    beside: int = 0
+    """Of that, what the provider's own tools may cost, of which no usage says how much they did."""
     spent: int = 0
     """What it did cost, or may have cost."""
     estimated: bool = False
@@ -41,7 +43,8 @@ class Hold:
 
     def used(self, usage: Usage) -> None:
         """The provider has counted."""
-        self.spent, self.estimated = nano(self.price.of(usage)) + usage.lost * self.most, usage.lost > 0
+        self.spent = nano(self.price.of(usage)) + self.beside + usage.lost * self.most
+        self.estimated = usage.lost > 0 or self.beside > 0
 
     def failed(self, lost: int) -> None:
         """No answer came, of `lost` tries that the provider may charge for."""
@@ -94,9 +97,11 @@ class Budget:
         return None
 
     @contextmanager
-    def hold(self, price: Price, most_usd: float, id: str, wire: str, model: str) -> Iterator[Hold]:
-        """Set `most_usd` aside for a call; at the end what it cost counts in its place."""
-        hold = Hold(price, nano(most_usd))
+    def hold(
+        self, price: Price, most_usd: float, id: str, wire: str, model: str, beside_usd: float = 0.0
+    ) -> Iterator[Hold]:
+        """Set `most_usd` aside for a call, `beside_usd` of it for the provider's tools; then what it cost counts."""
+        hold = Hold(price, nano(most_usd), nano(beside_usd))
         self._holds.add(hold)
         self._since[hold.day] += hold.most
         self.ledger.write(lambda connection: _set_aside(connection, id, wire, model, hold))

@@ -76,6 +76,7 @@ const portugueseReasons = {
   budget_unknown: "há um orçamento, e o registro que o controla não pode ser gravado; `upcall doctor` diz por quê",
   max_cost: "poderia custar mais do que o pedido permite",
   unknown_price: "o preço do modelo da nuvem não é conhecido",
+  unknown_tools: "ninguém sabe quanto podem custar as ferramentas do próprio provedor neste pedido: `budget.tools_usd`",
   battery: "a bateria está fraca",
   low_confidence: "o modelo local mostrou-se inseguro ao começar a responder",
   no_user_turn: "a conversa não tem palavras do usuário para o roteador avaliar, e fica aqui",

@@ -1,4 +1,4 @@
-"""How many tokens a prompt can come to at most, whatever tokenizer counts them."""
+"""What a request can come to at a provider at most: tokens, whatever tokenizer counts them, and more than tokens."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -8,6 +8,8 @@ from models.interface import ChatRequest
 _TOKENS_PER_MESSAGE: Final = 16
 _TOKENS_PER_IMAGE: Final = 6000
 """Above what either provider charges for the largest image that it does not scale down."""
+_RUN_BY_CLIENTS: Final = ("function", "custom", "bash_", "computer_", "memory_", "text_editor_")
+"""Types of tools, or what Anthropic's begin with, that cost no more than their tokens."""
 
 
 def most_tokens(request: ChatRequest) -> int:
@@ -19,6 +21,14 @@ def most_tokens(request: ChatRequest) -> int:
 def most_predicted(request: ChatRequest) -> int:
     """An upper bound of the tokens of a `prediction`, which OpenAI bills as answer where the answer differs from it."""
     return _most(request.extra.get("prediction"))
+
+
+def runs_tools(request: ChatRequest) -> bool:
+    """Whether the provider may run tools of its own for it, such as web search, which it charges for beside tokens."""
+    offered = [*request.tools, *(request.verbatim.body.get("tools") or () if request.verbatim else ())]
+    kinds = (str(tool.get("type") or "function") for tool in offered)
+    # One of a kind that is not known here may be charged for.
+    return "web_search_options" in request.extra or any(not kind.startswith(_RUN_BY_CLIENTS) for kind in kinds)
 
 
 def _most(value: Any) -> int:

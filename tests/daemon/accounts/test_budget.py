@@ -19,8 +19,8 @@ from daemon.accounts.ledger import Ledger
 from daemon.accounts.prices import Price
 from daemon.config_file import load
 from daemon.routing.policy import Reason
-from models.cloud.size import most_tokens
-from models.interface import ChatRequest, Usage
+from models.cloud.size import most_tokens, runs_tools
+from models.interface import ChatRequest, Usage, Verbatim
 from tests.daemon.accounts.test_prices import saved
 from tests.daemon.conftest import Escalating
 from tests.daemon.harness import Daemon, wait_until
@@ -313,6 +313,55 @@ async def test_what_an_unknown_price_means_is_for_the_settings_to_say(
     assert earlier == [] or "CLOUD__UNKNOWN_PRICE" in settings
     assert (answer.headers["x-upcall-route"], answer.headers["x-upcall-reason"]) == (route, reason)
     assert (kept["cost_usd"] is None) == (route == "cloud" and not settings)
+
+
+SEARCH = {"type": "web_search_20250305", "name": "web_search"}
+
+
+async def test_the_providers_own_tools_go_up_under_a_budget_once_it_says_what_they_may_cost(
+    escalating: Escalating, upstream: Upstream
+) -> None:
+    async def through(**settings: str) -> tuple[aiohttp.ClientResponse, dict[str, Any]]:
+        daemon = start(escalating, upstream, **settings)
+        await asyncio.to_thread(wait_until, lambda: saved(daemon) is not None)
+        async with session(daemon) as opened:
+            answer = await ask(opened, tools=[SEARCH])
+        kept = (await asyncio.to_thread(daemon.call, "GET", "/upcall/decisions"))["decisions"]
+        return answer, next(each for each in kept if each["request_id"] == answer.headers["x-upcall-request-id"])
+
+    answer, kept = await through(BUDGET__DAILY_USD="5")
+    assert (answer.headers["x-upcall-route"], answer.headers["x-upcall-reason"]) == ("local", "unknown_tools")
+    assert upstream.calls == []
+
+    answer, kept = await through(BUDGET__DAILY_USD="5", BUDGET__TOOLS_USD="0.25")
+    assert answer.headers["x-upcall-route"] == "cloud"
+    assert (kept["cost_usd"], kept["estimated"]) == (pytest.approx(USED + 0.25, abs=1e-9), True)
+
+    answer, _ = await through(BUDGET__DAILY_USD="0.2", BUDGET__TOOLS_USD="0.25")
+    assert (answer.headers["x-upcall-route"], answer.headers["x-upcall-reason"]) == ("local", "budget")
+
+    answer, kept = await through()
+    assert answer.headers["x-upcall-route"] == "cloud"
+    assert (kept["cost_usd"], kept["estimated"]) == (pytest.approx(USED, abs=1e-9), False)
+
+
+@pytest.mark.parametrize(
+    ("request_", "runs"),
+    [
+        (ChatRequest(messages=HELLO), False),
+        (ChatRequest(messages=HELLO, tools=[{"type": "function", "function": {"name": "f"}}]), False),
+        (ChatRequest(messages=HELLO, tools=[{"type": "custom", "custom": {"name": "f"}}]), False),
+        (ChatRequest(messages=HELLO, tools=[{"type": "bash_20250124", "name": "bash"}]), False),
+        (ChatRequest(messages=HELLO, tools=[{"name": "without a type"}]), False),
+        (ChatRequest(messages=HELLO, tools=[SEARCH]), True),
+        (ChatRequest(messages=HELLO, tools=[{"type": "of_a_kind_that_comes_next_year"}]), True),
+        (ChatRequest(messages=HELLO, extra={"web_search_options": {}}), True),
+        (ChatRequest(messages=HELLO, verbatim=Verbatim("anthropic", {"tools": [SEARCH]})), True),
+        (ChatRequest(messages=HELLO, verbatim=Verbatim("anthropic", {"tools": [{"name": "without a type"}]})), False),
+    ],
+)
+def test_tools_that_the_provider_runs_are_told_from_those_that_clients_run(request_: ChatRequest, runs: bool) -> None:
+    assert runs_tools(request_) is runs
 
 
 def test_a_budget_without_a_ledger_is_a_wrong_setting(tmp_path: Path) -> None:

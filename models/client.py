@@ -56,7 +56,8 @@ class WorkerClient:
         self._ids = itertools.count(1)
         self._replies: dict[int, asyncio.Queue[FromWorker | None]] = {}
         self._last_used = time.monotonic()
-        self._reading = asyncio.create_task(self._read())
+        channel.ended.add_done_callback(self._gone)
+        channel.listen(self._take)
 
     @classmethod
     async def over(cls, name: str, sock: socket.socket, on_answer: Callable[[], None] | None = None) -> "WorkerClient":
@@ -127,7 +128,7 @@ class WorkerClient:
 
     @property
     def alive(self) -> bool:
-        return not self._reading.done()
+        return not self._channel.ended.done()
 
     @property
     def idle_seconds(self) -> float:
@@ -135,7 +136,6 @@ class WorkerClient:
         return 0.0 if self._replies else time.monotonic() - self._last_used
 
     async def close(self) -> None:
-        self._reading.cancel()
         await self._channel.close()
 
     def _open(self) -> tuple[int, asyncio.Queue[FromWorker | None]]:
@@ -160,15 +160,12 @@ class WorkerClient:
         finally:
             self._close(id)
 
-    async def _read(self) -> None:
-        try:
-            while (frame := await self._channel.receive()) is not None:
-                if frame.id in self._replies:
-                    self._replies[frame.id].put_nowait(frame)
-        except ConnectionError as error:
-            log.error("the connection to the %s worker is closed: %s", self.name, error)
-        finally:
-            # A worker that sent what cannot be read is there yet. Hung up on it ends, and another can take its place.
-            self._channel.hang_up()
-            for replies in self._replies.values():
-                replies.put_nowait(None)
+    def _take(self, frame: FromWorker) -> None:
+        if frame.id in self._replies:
+            self._replies[frame.id].put_nowait(frame)
+
+    def _gone(self, ended: "asyncio.Future[str]") -> None:
+        if wrong := ended.result():
+            log.error("the connection to the %s worker is closed: %s", self.name, wrong)
+        for replies in self._replies.values():
+            replies.put_nowait(None)

@@ -41,15 +41,21 @@ async def serve(sock: socket.socket, model: ChatModel, *others: ChatModel) -> No
     models = (model, *others)
     channel = await Channel.over(sock, FROM_WORKER, TO_WORKER)
     running: dict[int, asyncio.Task[None]] = {}
+
+    def take(frame: ToWorker) -> None:
+        if isinstance(frame, Cancel):
+            if frame.id in running:
+                running[frame.id].cancel()
+            return
+        task = asyncio.create_task(_handle(channel, models, frame))
+        running[frame.id] = task
+        task.add_done_callback(lambda _: running.pop(frame.id, None))
+
+    channel.listen(take)
     try:
-        while (frame := await channel.receive()) is not None:
-            if isinstance(frame, Cancel):
-                if frame.id in running:
-                    running[frame.id].cancel()
-                continue
-            task = asyncio.create_task(_handle(channel, models, frame))
-            running[frame.id] = task
-            task.add_done_callback(lambda _, id=frame.id: running.pop(id, None))  # type: ignore[misc]
+        await asyncio.wait([channel.ended])
+        if wrong := channel.ended.result():
+            log.error("the connection to the gateway is closed: %s", wrong)
     finally:
         for task in running.values():
             task.cancel()

@@ -4,11 +4,10 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import asdict
 from typing import Any
 
 from daemon.accounts.budget import Hold
-from daemon.accounts.ledger import Ledger, Record
+from daemon.accounts.ledger import Ledger, Record, values
 from daemon.api.explain import explanation, headers, new_request_id
 from daemon.api.wish import Asked
 from daemon.dispatcher import Bill, Chosen
@@ -102,7 +101,7 @@ class Exchange:
             "request=%(id)s wire=%(wire)s outcome=%(outcome)s route=%(route)s reason=%(reason)s score=%(score)s "
             "model=%(model)s prompt_tokens=%(prompt_tokens)d completion_tokens=%(completion_tokens)d "
             "first_ms=%(first_ms)d total_ms=%(total_ms)d",
-            {**asdict(record), "first_ms": record.first_ms or 0},
+            {**values(record), "first_ms": record.first_ms or 0},
         )
 
     def _record(self) -> Record:

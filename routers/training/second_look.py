@@ -34,7 +34,7 @@ score's logit, then entropy and margin twice."""
 CHOICES = tuple((first, hidden) for hidden in (math.inf, 1000.0, 100.0) for first in (math.inf, PENALTY))
 """Penalties of the first score and of the hidden state, simplest first: the one that holds best on sources left out."""
 GAIN = 0.003
-"""By how much inputs must order the questions of such sources better; see `_order`."""
+"""By how much more inputs must order the questions of such a source better; see `_order`."""
 HELD_BACK = 4
 """First tokens that are judged, as by default in the daemon."""
 PARTS = 3
@@ -148,27 +148,25 @@ def fit(some: Lessons, choices: Sequence[tuple[float, float]] = CHOICES) -> Trai
     for first, hidden in choices:
         penalties = np.full(len(signs), hidden)
         penalties[: len(SIGNS)] = first, *(PENALTY,) * (len(SIGNS) - 1)
-        doubts = np.empty(len(parts))
+        orders = []
         for part in np.unique(parts):
             here = parts == part
-            weights, intercept = signed(inputs[~here], some.weak[~here], penalties, signs)
-            doubts[here] = -(inputs[here] @ weights + intercept)
-        order = _order(doubts, 1 - some.weak)
-        if order > most + GAIN:
-            best, most = penalties, order
+            weights, _ = signed(inputs[~here], some.weak[~here], penalties, signs)
+            orders.append(_order(-inputs[here] @ weights, (some.strong - some.weak)[here]))
+        if np.mean(orders) > most + GAIN:
+            best, most = penalties, float(np.mean(orders))
     weights, intercept = signed(inputs, some.weak, best, signs)
     plain, hidden_weights = np.split(turn @ weights, [len(SIGNS)])
     return Trained(hidden_weights, plain, float(intercept - shift @ turn @ weights), _strong(some))
 
 
-def _order(scores: Floats, gain: Floats) -> float:
-    """Mean `gain` where the highest `scores` go up first, less that where chance decides, over all shares.
+def _order(scores: Floats, lead: Floats) -> float:
+    """Mean outcome where the highest `scores` go up first, less that where chance decides, over all shares.
 
-    Questions of all sources stand in one order, as prompts of all kinds do in the daemon: what tells a harder source
-    from an easier one counts as much as what tells questions of one source apart, as long as it carries over.
+    What is likely of all questions of a source no second look can know, and in the daemon the first look has told.
     """
     ranks = scores.argsort(kind="stable").argsort() / len(scores)
-    return float(((ranks - ranks.mean()) * gain).mean())
+    return float(((ranks - ranks.mean()) * lead).mean())
 
 
 def _inputs(some: Lessons) -> tuple[Floats, Floats]:

@@ -219,17 +219,6 @@ def test_what_does_not_help_on_sources_left_out_is_left_out(some: Lessons) -> No
     assert fit(some).hidden.any()
 
 
-def test_what_tells_harder_sources_apart_counts_where_it_carries_over(some: Lessons) -> None:
-    """The first score says how hard each source is, and the hidden state only which one it is."""
-    names, number = np.unique(some.source, return_inverse=True)
-    hard = np.linspace(0.2, 0.8, len(names))[number]
-    weak = (np.random.default_rng(1).random(len(hard)) > hard).astype(np.float64)
-    trained = fit(replace(some, first_score=0.5 + hard / 5, hidden=np.eye(len(names))[number], weak=weak))
-
-    assert trained.plain[0] < 0
-    assert not trained.hidden.any()
-
-
 def test_attempts_are_kept_in_order_and_once_each(tmp_path: Path) -> None:
     assert kept.read(tmp_path / "none") is None
     for keys in (["b", "a"], ["c", "a"]):

@@ -99,7 +99,7 @@ def main_pid(user: User) -> int:
 
 def process(user: User, role: str) -> str:
     """The pid, in the user's namespace, of a process of the service."""
-    return user.run("pgrep", "-f", "--", f"-m daemon.{role}").stdout.split()[0]
+    return user.run("pgrep", "-f", "--", f"-m daemon[.a-z]*[.]{role}").stdout.split()[0]
 
 
 def threshold(server: Server) -> float:

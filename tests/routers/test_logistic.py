@@ -38,6 +38,13 @@ def test_outcomes_told_apart_without_a_mistake_end_in_finite_weights_whatever_th
     assert ((sigmoid(columns @ np.array([slope, 0.0])) > 0.5) == (lead > 0)).all()
 
 
+def test_a_start_far_from_what_the_outcomes_say_leads_to_them_all_the_same() -> None:
+    columns, outcome = made()
+    pull = np.full(4, 1e-3)
+    far = regress(columns, outcome, pull, towards=np.array([-30.0, 0.0, 0.0, 0.0]))
+    assert far == pytest.approx(regress(columns, outcome, pull), abs=0.01)
+
+
 def test_the_curvature_at_the_fit_is_the_inverse_of_the_weights_covariance() -> None:
     columns, _ = made(2000)
     pull = np.full(4, 1e-6)

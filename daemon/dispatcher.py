@@ -273,7 +273,7 @@ class Dispatcher:
 
     def _beside(self, request: ChatRequest) -> float:
         """What the provider's own tools are taken to cost, in US dollars."""
-        return self._settings.budget.tools_usd or 0.0 if runs_tools(request) else 0.0
+        return (self._settings.budget.tools_usd or 0.0) if runs_tools(request) else 0.0
 
     async def _learn_costs(self) -> bool:
         """Wait for the prices and for what was spent, right after a start; whether there was anything to wait for."""

@@ -167,7 +167,7 @@ class Channel(asyncio.Protocol, Generic[Sent, Received]):
     def data_received(self, data: bytes) -> None:
         self._held += data
         begin = 0
-        while not self._wrong and len(self._held) >= begin + _SIZE:
+        while len(self._held) >= begin + _SIZE:
             size = int.from_bytes(self._held[begin : begin + _SIZE], "big")
             if size > MAX_FRAME:
                 self._give_up(f"a frame of {size} bytes was announced; the limit is {MAX_FRAME}")

@@ -18,6 +18,7 @@ from routers.calibration import Calibration, read
 from routers.encoder import readable
 from routers.graph import ARTIFACTS
 from routers.interface import RouterError
+from routers.logistic import sigmoid
 
 NAME = "causal_llm"
 LABELS = ("1", "2", "3", "4", "5")
@@ -67,7 +68,7 @@ class Reading:
 
     def rate(self, logs: Sequence[Sequence[float]]) -> NDArray[np.float32]:
         """Win rates, shape `(n,)`, of judgements of `LABELS`, each as from `Judge.log_probabilities`."""
-        return (1 / (1 + np.exp(-(self.slope * mean_label(logs) + self.intercept)))).astype(np.float32)
+        return sigmoid(self.slope * mean_label(logs) + self.intercept).astype(np.float32)
 
 
 def reading(model_sha256: str, artifacts: Path = ARTIFACTS / NAME) -> Reading:

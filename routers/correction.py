@@ -84,7 +84,7 @@ class Lesson:
         self._weights = regress(self._columns, strong, pull, towards=self._none)
         chance = sigmoid(self._columns @ self._weights)
         self._misfit, self._weight = chance - strong, chance * (1 - chance)
-        self._reach = np.linalg.solve(curvature(self._columns, self._weights, pull), self._columns.T)
+        self._reach = np.linalg.solve(curvature(self._columns, chance, pull), self._columns.T)
 
     def leads(self, step: float = 1.0) -> Floats:
         """Of the prompts themselves, (n,), after a `step` from the router's own (0) to what was learnt (1)."""

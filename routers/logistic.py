@@ -32,16 +32,16 @@ def regress(
     for _ in range(STEPS):
         chance = sigmoid(columns @ weights)
         gradient = columns.T @ (share * (chance - told)) + pull * (weights - towards)
-        step = np.linalg.solve(curvature(columns, weights, pull, share), gradient)
+        step = np.linalg.solve(curvature(columns, chance, pull, share), gradient)
         weights -= step / max(1.0, float(np.abs(columns @ step).max()) / LONGEST)
         if np.abs(step).max() < ENOUGH:
             break
     return weights
 
 
-def curvature(columns: Floats, weights: Floats, pull: Floats, share: Floats | float = 1.0) -> Floats:
-    """Of what `regress` makes least, at `weights`: shape (k, k), the inverse of their covariance."""
-    chance = sigmoid(columns @ weights)
+def curvature(columns: Floats, chance: Floats, pull: Floats, share: Floats | float = 1.0) -> Floats:
+    """Of what `regress` makes least, where it gives the rows the `chance` (n,): shape (k, k), the inverse of the
+    weights' covariance."""
     curved: Floats = (columns * (share * chance * (1 - chance))[:, None]).T @ columns + np.diag(pull)
     return curved
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.interface import RouterError
+from routers.logistic import sigmoid
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class References:
 
     def rate(self, lead: NDArray[np.floating]) -> NDArray[np.float32]:
         """Win rates of calibrated leads."""
-        rates: NDArray[np.float32] = (1 / (1 + np.exp(-(self.slope * lead + self.intercept)))).astype(np.float32)
+        rates: NDArray[np.float32] = sigmoid(self.slope * lead + self.intercept).astype(np.float32)
         return rates
 
 

@@ -14,7 +14,7 @@ from routers.calibration import keep, shipped, versions
 from routers.correction import Correction, Lesson
 from routers.encoder import DIMENSION
 from routers.interface import RouterError
-from routers.logistic import Floats, curvature, regress
+from routers.logistic import Floats, curvature, regress, sigmoid
 
 FEWEST = 50
 """Verdicts; with fewer, chance decides what is learnt."""
@@ -180,4 +180,5 @@ def _dependence(own: Floats, due: NDArray[np.bool_], up: NDArray[np.bool_]) -> f
     # Hardly any; without it, kinds that are told apart without a mistake have no finite weights.
     pull = np.array([1e-3, 1e-3, 0.1])
     weights = regress(columns, due, pull)
-    return float(weights[2] / math.sqrt(np.linalg.inv(curvature(columns, weights, pull))[2, 2]))
+    covariance = np.linalg.inv(curvature(columns, sigmoid(columns @ weights), pull))
+    return float(weights[2] / math.sqrt(covariance[2, 2]))

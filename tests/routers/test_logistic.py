@@ -51,7 +51,7 @@ def test_the_curvature_at_the_fit_is_the_inverse_of_the_weights_covariance() -> 
     chance = sigmoid(columns @ np.array([2.0, -1.0, 0.0, 0.5]))
     random = np.random.default_rng(1)
     fits = np.array([regress(columns, random.random(2000) < chance, pull) for _ in range(60)])
-    stated = np.sqrt(np.diag(np.linalg.inv(curvature(columns, fits.mean(axis=0), pull))))
+    stated = np.sqrt(np.diag(np.linalg.inv(curvature(columns, sigmoid(columns @ fits.mean(axis=0)), pull))))
     assert fits.std(axis=0) == pytest.approx(stated, rel=0.35)
 
 

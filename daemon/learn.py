@@ -12,7 +12,7 @@ import platformdirs
 import psutil
 
 from models.fetch import file_sha256
-from models.llama.quiz import Asked, Attempt, Quiz
+from models.llama.quiz import VERSION, Asked, Attempt, Quiz
 from routers.evaluation.second_look import Verdict
 from routers.evaluation.second_look import judge as judged
 from routers.registry import load
@@ -107,8 +107,8 @@ def first_scores(router: str, questions: Sequence[Question], encoder: Path) -> l
 
 
 def folder(model_sha256: str) -> Path:
-    """Where the model's attempts are kept."""
-    return Path(platformdirs.user_cache_path("upcall")) / "attempts" / model_sha256[:16]
+    """Where the model's attempts are kept; each way of asking has a place of its own."""
+    return Path(platformdirs.user_cache_path("upcall")) / "attempts" / f"{model_sha256[:16]}-{VERSION}"
 
 
 def ask(

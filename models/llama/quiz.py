@@ -16,9 +16,16 @@ from models.llama.slots import common_prefix
 from models.llama.template import Renderer, choose_template
 
 INSTRUCTION = "Answer with the letter of the right choice only."
+OPENING = "The answer is ("
+"""Stands before the letter, as evaluation harnesses have it: a model that begins with other words has decided on none
+where its answer begins."""
+VERSION = 2
+"""Of how questions are put: what came of another way is no answer to them."""
 WATCHED = 16
 """Tokens from the start of an answer whose distributions are noted."""
-_SEQUENCES = 24
+_AT_ONCE = 11
+_SEQUENCES = 1 + 2 * _AT_ONCE
+"""What prompts begin with alike, and for each question its answer and, beside that, its choice."""
 _CELLS = 6144
 _BLOCK = 64
 """Questions among which a common beginning is looked for."""
@@ -52,6 +59,7 @@ class Attempt:
     """Of the first tokens, in nats, as `Confidence` events carry them. Two where labels were chosen from."""
     margins: list[float] = field(default_factory=list)
     label_logprobs: list[float] = field(default_factory=list)
+    """After `OPENING`, in nats."""
 
 
 class Quiz:
@@ -113,13 +121,13 @@ class Quiz:
     def _fitting(self, waiting: Sequence[tuple[Asked, Tokens]]) -> int:
         """How many of the next questions one batch and the context hold."""
         room, cells = self._settings.batch, self._context.cells - len(self._prefix)
-        for count, (question, tokens) in enumerate(waiting[: _SEQUENCES - 1]):
+        for count, (question, tokens) in enumerate(waiting[:_AT_ONCE]):
             new = len(tokens) - len(self._prefix)
             room -= new
-            cells -= new + (1 if question.labels else question.max_tokens)
+            cells -= new + (len(self._choices(question.labels)[0]) + 2 if question.labels else question.max_tokens)
             if count and (room < 0 or cells < 0):
                 return count
-        return min(len(waiting), _SEQUENCES - 1)
+        return min(len(waiting), _AT_ONCE)
 
     def _answer(self, batch: Sequence[tuple[Asked, Tokens]]) -> list[Attempt]:
         shared = len(self._prefix)
@@ -130,6 +138,7 @@ class Quiz:
         self._compute(
             [(each.sequence, tokens[shared:-1], shared) for each, (_, tokens) in zip(running, batch, strict=True)]
         )
+        self._choose([each for each in running if each.labels])
         while left := [each for each in running if not each.over]:
             self._compute([(each.sequence, [each.token], each.position) for each in left], output=True)
             for index, each in enumerate(left):
@@ -149,19 +158,50 @@ class Quiz:
         if result := self._context.decode(hidden=output):
             raise LoadError(f"{self._settings.path}: llama.cpp could not compute a batch (error {result}); try again")
 
-    def _advance(self, each: "_Running", index: int) -> None:
-        attempt, distribution = each.attempt, Distribution(self._context.row(index))
+    def _choose(self, running: Sequence["_Running"]) -> None:
+        """Let each choose a label where it would stand, in a sequence beside its own, which holds all but a token."""
+        ways = [self._choices(each.labels) for each in running]
+        for each in running:
+            self._context.share(each.sequence, each.sequence + _AT_ONCE, each.position)
+        self._compute(
+            [
+                (each.sequence + _AT_ONCE, [each.token, *opening[:-1]], each.position)
+                for each, (opening, _) in zip(running, ways, strict=True)
+            ]
+        )
+        self._compute(
+            [
+                (each.sequence + _AT_ONCE, opening[-1:], each.position + len(opening))
+                for each, (opening, _) in zip(running, ways, strict=True)
+            ],
+            output=True,
+        )
+        for index, (each, (_, letters)) in enumerate(zip(running, ways, strict=True)):
+            distribution = self._distribution(index)
+            each.attempt.label_logprobs = [distribution.logprob(letter) for letter in letters]
+            each.attempt.answer = each.labels[int(np.argmax(each.attempt.label_logprobs))]
+            self._context.cut(each.sequence + _AT_ONCE, 0)
+
+    def _choices(self, labels: Sequence[str]) -> tuple[list[int], list[int]]:
+        """The tokens that open an answer with any of the labels, and the one that follows for each."""
+        written = [self._vocabulary.tokenize([(OPENING + label, False)], add_bos=False) for label in labels]
+        shared = min(common_prefix(written[0], other) for other in written[1:])
+        return list(written[0][:shared]), [int(tokens[shared]) for tokens in written]
+
+    def _distribution(self, index: int) -> Distribution:
+        distribution = Distribution(self._context.row(index))
         if not distribution.is_number:
             raise LoadError(f"{self._settings.path} computes no numbers: its file is damaged; pull it again")
+        return distribution
+
+    def _advance(self, each: "_Running", index: int) -> None:
+        attempt, distribution = each.attempt, self._distribution(index)
         if each.steps < WATCHED:
             attempt.entropies.append(distribution.entropy)
             attempt.margins.append(distribution.margin)
         if each.steps < 2:
             state = np.clip(self._context.hidden(index), -65504, 65504).astype(np.float16)
             attempt.at_prompt, attempt.at_first = (state, state) if each.steps == 0 else (attempt.at_prompt, state)
-        if each.steps == 0 and each.labels:
-            attempt.label_logprobs = [distribution.logprob(self._label(label)) for label in each.labels]
-            attempt.answer = each.labels[int(np.argmax(attempt.label_logprobs))]
         each.token, each.position, each.steps = distribution.argmax, each.position + 1, each.steps + 1
         each.ended = each.ended or self._vocabulary.ends_answer(each.token)
         if not each.ended and not each.labels:
@@ -169,9 +209,6 @@ class Quiz:
             attempt.answer = each.text.decode("utf-8", "replace")
         # The first token is computed whatever it is, for its hidden state.
         each.over = each.steps > 1 and (each.ended or each.steps >= each.most)
-
-    def _label(self, label: str) -> int:
-        return int(self._vocabulary.tokenize([(label, False)], add_bos=False)[-1])
 
 
 class _Running:

@@ -80,7 +80,8 @@ def sample(
     drawn: list[tuple[float, str, Question]] = []
     for name, count in counts.items():
         pool = {each.key: each for each in read(name, data) if len(each.prompt) <= LONGEST}
-        chosen = [pool[key] for key in sorted(pool)[:count]]
+        # From the end: what a second look learns from was chosen by looks at those from the beginning.
+        chosen = [pool[key] for key in sorted(pool, reverse=True)[:count]]
         drawn += [((place // BLOCK + 1) * BLOCK / len(chosen), name, each) for place, each in enumerate(chosen)]
     return [each for _, _, each in sorted(drawn, key=lambda entry: entry[:2])]
 

@@ -5,7 +5,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-STEPS = 50
+STEPS = 1000
+"""At most: a handful where the start is near, and each of the others brings a far one `LONGEST` nearer."""
 ENOUGH = 1e-6
 """Steps end where they change no weight by more."""
 LONGEST = 4.0

@@ -38,10 +38,11 @@ def test_outcomes_told_apart_without_a_mistake_end_in_finite_weights_whatever_th
     assert ((sigmoid(columns @ np.array([slope, 0.0])) > 0.5) == (lead > 0)).all()
 
 
-def test_a_start_far_from_what_the_outcomes_say_leads_to_them_all_the_same() -> None:
+@pytest.mark.parametrize("weight", [-30.0, -300.0])
+def test_a_start_far_from_what_the_outcomes_say_leads_to_them_all_the_same(weight: float) -> None:
     columns, outcome = made()
-    pull = np.full(4, 1e-3)
-    far = regress(columns, outcome, pull, towards=np.array([-30.0, 0.0, 0.0, 0.0]))
+    pull = np.full(4, 1e-4)
+    far = regress(columns, outcome, pull, towards=np.array([weight, 0.0, 0.0, 0.0]))
     assert far == pytest.approx(regress(columns, outcome, pull), abs=0.01)
 
 

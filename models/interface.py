@@ -108,7 +108,8 @@ class ToolCallDelta:
     name: str | None = None
     choice: int = 0
     beside: Mapping[str, Any] | None = None
-    """As of a `TextDelta`: Gemini has a signature there, without which it refuses the next turn."""
+    """As of a `TextDelta`: Gemini has a signature there, without which it refuses the next turn. In an answer to a
+    verbatim request, what the call has beside its input."""
     kind: Literal["tool_call"] = "tool_call"
 
 

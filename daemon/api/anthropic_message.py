@@ -48,10 +48,13 @@ class MessageShape:
         """What the open content block is: `text`, the number of a tool call, or something of its own."""
         self._finish: Mapping[str, Any] = {"stop_reason": "end_turn", "stop_sequence": None}
         self._usage: Mapping[str, Any] | None = None
+        self._beside: Mapping[str, Any] = {}
+        """What else Anthropic says at the end, such as what it took out of the context."""
 
     def whole(self, events: Sequence[Event]) -> dict[str, Any]:
         pieces = [piece for event in events for piece in self._pieces(event)]
-        return {**self._envelope(), "content": _joined(pieces), **self._finish, "usage": self._told_usage()}
+        end = {**self._finish, **self._beside, "usage": self._told_usage()}
+        return {**self._envelope(), "content": _joined(pieces), **end}
 
     def start(self) -> bytes:
         usage = _usage_object(self._exchange.prompt)
@@ -64,7 +67,8 @@ class MessageShape:
         return b"".join(map(_event, self._pieces(event)))
 
     def end(self) -> bytes:
-        last = {"type": "message_delta", "delta": dict(self._finish), "usage": self._told_usage()}
+        told = {"delta": dict(self._finish), "usage": self._told_usage()}
+        last = {"type": "message_delta", **self._beside, **told}
         return b"".join(map(_event, (*self._close(), last, {"type": "message_stop"})))
 
     def error(self, error: ApiError) -> bytes:
@@ -78,7 +82,7 @@ class MessageShape:
                 yield self._delta({"type": "text_delta", "text": text})
             case ToolCallDelta():
                 call: dict[str, Any] = {"type": "tool_use", "id": event.id, "name": event.name, "input": {}}
-                yield from self._turn_to(event.index, call)
+                yield from self._turn_to(event.index, {**call, **(event.beside or {})})
                 yield self._delta({"type": "input_json_delta", "partial_json": event.arguments})
             case Native():
                 yield from self._native(event.event)
@@ -97,6 +101,7 @@ class MessageShape:
                 yield self._delta(event["delta"])
             case "message_delta":
                 self._finish, self._usage = event["delta"], event["usage"]
+                self._beside = {name: value for name, value in event.items() if name not in ("type", "delta", "usage")}
 
     def _turn_to(self, what: object, block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if self._open != what:

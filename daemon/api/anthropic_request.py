@@ -1,5 +1,6 @@
 """A request in Anthropic's shape (https://docs.anthropic.com/en/api/messages), and the same in canonical form."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
@@ -139,8 +140,16 @@ class MessagesBody(CountBody):
         if self.tool_choice and self.tool_choice.disable_parallel_tool_use is not None:
             extra["parallel_tool_calls"] = not self.tool_choice.disable_parallel_tool_use
         if self.metadata and self.metadata.user_id:
-            extra["user"] = self.metadata.user_id
+            extra["user"] = _short(self.metadata.user_id)
         return extra
+
+
+def _short(user: str) -> str:
+    """Who asks, as OpenAI takes it: Claude Code's name for that is longer, and says whose account it is."""
+    return user if len(user) <= LONGEST_USER else hashlib.sha256(user.encode()).hexdigest()
+
+
+LONGEST_USER = 64
 
 
 def _messages(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -232,7 +241,8 @@ def _tool_choice(choice: ToolChoice | None) -> str | Mapping[str, Any] | None:
 def _response_format(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     match config:
         case {"format": {"type": "json_schema", "schema": schema}}:
-            return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+            # Not `strict`: OpenAI then refuses schemas that Anthropic takes, such as those with optional properties.
+            return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     return None
 
 

@@ -64,7 +64,8 @@ class Choice:
         ]
         beside = _joined(self.beside or [{}])
         called = bool(calls) or "function_call" in beside
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(self.text) or (None if called else "")}
+        wordless = None if called or "refusal" in beside else ""
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self.text) or wordless}
         if calls:
             message["tool_calls"] = calls
         message |= beside
@@ -91,6 +92,8 @@ class Completion:
         """`include_usage`: end a stream with a chunk that has the usage."""
         self._exchange = exchange
         self._include_usage = include_usage
+        self._begun = {0}
+        """Choices whose role was said."""
         self._legacy: set[int] = set()
         """Choices that call a function as OpenAI had it before tools."""
 
@@ -134,6 +137,9 @@ class Completion:
         return sse(error_object(error))
 
     def _chunk(self, choice: int, delta: dict[str, Any], **more: Any) -> bytes:
+        if choice not in self._begun:
+            self._begun.add(choice)
+            delta = {"role": "assistant", **delta}
         choices = [{"index": choice, "delta": delta, "finish_reason": None, **more}]
         return sse({**self._envelope(CHUNK), "choices": choices})
 

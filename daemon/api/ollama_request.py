@@ -53,6 +53,7 @@ class Message(Loose):
     images: list[str] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    tool_name: str | None = None
 
     _check_images = field_validator("images")(lambda images: _base64(images))
 
@@ -158,18 +159,25 @@ class ShowBody(Loose):
 
 
 def _messages(messages: Iterable[Message]) -> Iterable[dict[str, Any]]:
-    open_calls: list[str] = []
+    open_calls: list[dict[str, Any]] = []
     for number, message in enumerate(messages):
         said: dict[str, Any] = {"role": message.role, "content": _content(message.content, message.images)}
         if message.tool_calls:
             ids = [call.id or f"{UNKNOWN_CALL_PREFIX}{number}_{i}" for i, call in enumerate(message.tool_calls)]
             said["tool_calls"] = [_call(id, call) for id, call in zip(ids, message.tool_calls, strict=True)]
-            open_calls = ids
+            open_calls = list(said["tool_calls"])
         if message.role == "tool":
-            # Ollama's results name no call, and come in the order of the calls.
-            following = open_calls.pop(0) if open_calls else f"{UNKNOWN_CALL_PREFIX}{number}"
+            answered = _answered(message, open_calls)
+            following = answered["id"] if answered else f"{UNKNOWN_CALL_PREFIX}{number}"
+            open_calls = [call for call in open_calls if call is not answered]
             said["tool_call_id"] = message.tool_call_id or following
         yield said
+
+
+def _answered(result: Message, calls: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Which of the open `calls` a result is of: at most it names the tool, and else the calls have their order."""
+    named = [call for call in calls if call["function"]["name"] == result.tool_name]
+    return next(iter(named or calls), None)
 
 
 def _call(id: str, call: ToolCall) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """The pieces of a provider's streamed answer, in OpenAI's shape, as events."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from any_llm.types.completion import ChatCompletionChunk
+from pydantic_core import from_json
 
 from models.cloud.completions import BESIDE, Call, Chunk, Delta
+from models.cloud.tool_names import whole_names
 from models.interface import ChatRequest, Event, Finish, FinishReason, TextDelta, ToolCallDelta, Usage
 
 _FINISH: Final[dict[str, FinishReason]] = {
@@ -27,7 +30,12 @@ class Answer:
         """Numbers of the calls by their choice and the provider's own number."""
         self._ids: dict[tuple[int, int], str | None] = {}
         """Of the calls, by their choice and number."""
-        self._arguments: set[tuple[int, int]] = set()
+        self._arguments: defaultdict[tuple[int, int], list[str]] = defaultdict(list)
+        self._turn: defaultdict[int, int] = defaultdict(int)
+        """The call that each choice is at."""
+        self._ahead: defaultdict[int, list[ToolCallDelta]] = defaultdict(list)
+        """Pieces of calls whose turn has not come, by choice."""
+        self._names = whole_names(request.tools)
         self._usage: Usage | None = None
 
     @property
@@ -51,8 +59,8 @@ class Answer:
         for choice in chunk.choices:
             delta = choice.delta
             logprobs = choice.logprobs and choice.logprobs.content
-            text = delta.content or delta.refusal or ""
             beside = _beside(delta, BESIDE) if self._beside else None
+            text = delta.content or ("" if beside else delta.refusal) or ""
             if text or logprobs or beside:
                 entries = [e if isinstance(e, Mapping) else e.model_dump(mode="json") for e in logprobs or ()] or None
                 yield TextDelta(text, choice.index, entries, beside)
@@ -60,10 +68,9 @@ class Answer:
                 name = call.function.name if call.function else None
                 index = self._number(choice.index, call.index, call.id, name)
                 arguments = (call.function and call.function.arguments) or ""
-                if arguments:
-                    self._arguments.add((choice.index, index))
                 beside = _beside(call, ("extra_content",)) if self._beside else None
-                yield ToolCallDelta(index, arguments, call.id or None, name or None, choice.index, beside)
+                name = self._names.get(name, name) if name else None
+                yield from self._in_turn(ToolCallDelta(index, arguments, call.id or None, name, choice.index, beside))
             if choice.finish_reason is not None and choice.index in self._open:
                 yield from self._finish(choice.index, choice.finish_reason)
 
@@ -82,13 +89,46 @@ class Answer:
         self._ids[choice, known] = self._ids.get((choice, known)) or id or None
         return known
 
+    def _in_turn(self, piece: ToolCallDelta) -> Iterator[ToolCallDelta]:
+        """`piece`, once the calls before its own are through: most formats have them one after the other."""
+        turn, ahead = self._turn[piece.choice], self._ahead[piece.choice]
+        if piece.index > turn:
+            ahead.append(piece)
+        else:
+            yield self._given(piece)
+        while ahead and _is_json("".join(self._arguments[piece.choice, turn])):
+            turn = self._turn[piece.choice] = turn + 1
+            yield from self._caught_up(piece.choice)
+
+    def _caught_up(self, choice: int) -> Iterator[ToolCallDelta]:
+        """The pieces that had to wait for what is now the turn of `choice`."""
+        turn, ahead = self._turn[choice], self._ahead[choice]
+        yield from [self._given(piece) for piece in ahead if piece.index == turn]
+        ahead[:] = [piece for piece in ahead if piece.index > turn]
+
+    def _given(self, piece: ToolCallDelta) -> ToolCallDelta:
+        if piece.arguments:
+            self._arguments[piece.choice, piece.index].append(piece.arguments)
+        return piece
+
     def _finish(self, choice: int, reason: str) -> Iterator[Event]:
         self._open.discard(choice)
-        for key in self._ids:
+        calls = sum(1 for other, _ in self._ids if other == choice)
+        for turn in range(self._turn[choice], calls):
+            self._turn[choice] = turn
+            yield from self._caught_up(choice)
             # A call without parameters may stream no arguments at all, and nothing is no JSON.
-            if key[0] == choice and key not in self._arguments:
-                yield ToolCallDelta(key[1], "{}", choice=choice)
+            if not self._arguments[choice, turn]:
+                yield ToolCallDelta(turn, "{}", choice=choice)
         yield Finish(_FINISH.get(reason, "stop"), choice)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        from_json(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _beside(part: object, names: Iterable[str]) -> Mapping[str, Any] | None:

@@ -36,8 +36,8 @@ class Call:
 @dataclass(slots=True)
 class Delta:
     content: str | None = None
-    refusal: str | None = None
     tool_calls: Sequence[Call] | None = None
+    refusal: str | None = None
     # Of whatever shape: these pass unread.
     reasoning_content: Any = None
     reasoning: Any = None
@@ -49,7 +49,8 @@ class Delta:
 
 
 BESIDE: Final = (
-    "reasoning_content", "reasoning", "reasoning_details", "extra_content", "annotations", "audio", "function_call"
+    "refusal", "reasoning_content", "reasoning", "reasoning_details", "extra_content", "annotations", "audio",
+    "function_call",
 )  # fmt: skip
 
 
@@ -92,6 +93,8 @@ class Chunk:
 
     choices: Sequence[Choice]
     usage: Counted | None = None
+    error: Any = None
+    """OpenRouter's, which otherwise looks like the end of an answer."""
 
 
 _CHUNK = TypeAdapter(Chunk)
@@ -144,10 +147,13 @@ def own_headers(client: Any) -> dict[str, str]:
 
 def _chunk(data: bytes) -> Chunk:
     try:
-        return _CHUNK.validate_json(data)
+        chunk = _CHUNK.validate_json(data)
     except ValidationError:
         with suppress(ValueError):
             told = from_json(data)
             if isinstance(told, Mapping) and told.get("error"):
                 raise AnsweredError(0, told, {}) from None
         raise
+    if chunk.error:
+        raise AnsweredError(0, {"error": chunk.error}, {})
+    return chunk

@@ -18,6 +18,7 @@ _FINISH: Final[dict[str, FinishReason]] = {
     "tool_use": "tool_calls",
     "refusal": "content_filter",
 }
+_OF_A_CALL: Final = ("type", "id", "name", "input")
 
 
 def message_body(settings: CloudSettings, request: Verbatim) -> dict[str, Any]:
@@ -103,7 +104,8 @@ class MessageAnswer:
         elif block["type"] == "tool_use":
             self._calls[index] = len(self._calls)
             self._silent.add(index)
-            yield ToolCallDelta(self._calls[index], "", block["id"], block["name"])
+            beside = {name: value for name, value in block.items() if name not in _OF_A_CALL} or None
+            yield ToolCallDelta(self._calls[index], "", block["id"], block["name"], beside=beside)
         else:
             yield Native({"type": "content_block_start", "content_block": block})
 

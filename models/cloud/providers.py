@@ -17,6 +17,7 @@ from any_llm.providers.openai.base import BaseOpenAIProvider
 
 from models.cloud.http import KEEP_ALIVE, Http
 from models.cloud.settings import CloudSettings
+from models.cloud.tool_names import shortened
 from models.interface import ChatRequest
 
 _OPENAI = "https://api.openai.com/v1"
@@ -114,7 +115,7 @@ def arguments(settings: CloudSettings, request: ChatRequest, provider: AnyLLM) -
     body = {**fields, "messages": list(request.messages), "stream_options": options}
     # What is in extra_body goes out as it is and goes first: any-llm renames some of the fields that it knows and drops
     # others, and the SDK walks through every message. They only want to see that there is one.
-    return {"model": settings.model, "messages": [{}], "stream": True, "extra_body": body}
+    return {"model": settings.model, "messages": [{}], "stream": True, "extra_body": shortened(body)}
 
 
 def _fields(settings: CloudSettings, request: ChatRequest) -> dict[str, Any]:
@@ -165,8 +166,15 @@ _ABOUT_TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 
 def _anthropic(settings: CloudSettings, request: ChatRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
     named = {name: fields[name] for name in _ANTHROPIC_NAMED if name in fields}
-    if named.get("response_format", {}).get("type") == "text":
-        del named["response_format"]
+    messages = request.messages
+    match named.get("response_format"):
+        case {"type": "text"}:
+            del named["response_format"]
+        case {"type": "json_schema", "json_schema": {"schema": Mapping()}}:
+            pass
+        case {"type": "json_object" | "json_schema"}:
+            del named["response_format"]
+            messages = [*messages, {"role": "system", "content": _JSON_IN_WORDS}]
     limit = fields.get("max_tokens") or fields.get("max_completion_tokens") or settings.max_tokens
     left = {*fields} - {*named, "max_tokens", "response_format"} - _OPENAI_ONLY
     body = {name: fields[name] for name in fields if name in left}
@@ -175,12 +183,16 @@ def _anthropic(settings: CloudSettings, request: ChatRequest, fields: Mapping[st
         body["metadata"] = {"user_id": user}
     return {
         "model": settings.model,
-        "messages": _anthropic_messages(request.messages),
+        "messages": _anthropic_messages(messages),
         "stream": True,
         "max_tokens": limit,
         **named,
         **({"extra_body": body} if body else {}),
     }
+
+
+_JSON_IN_WORDS = "Answer with one JSON object and nothing else, without a block of code around it."
+"""Anthropic takes a schema, and has no word for JSON of any shape."""
 
 
 def _anthropic_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,10 +1,13 @@
 """The OpenAI wire against a real daemon with a real local model, through the official client."""
 
 import json
+from typing import Any
 
 import openai
 import pytest
 
+from daemon.api.completion import collected
+from models.interface import Finish, TextDelta
 from tests.daemon.conftest import StartDaemon
 from tests.daemon.harness import Daemon
 
@@ -42,6 +45,21 @@ async def test_the_async_sdk_streams(upcall: Daemon) -> None:
     stream = await client.chat.completions.create(model="auto", messages=HELLO, max_tokens=8, stream=True)
 
     assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+
+def test_every_choice_of_a_stream_says_whose_words_they_are(client: openai.OpenAI) -> None:
+    ask: Any = {"model": "local", "messages": HELLO, "max_tokens": 3, "n": 2, "stream": True}
+    chunks = [chunk for chunk in client.chat.completions.create(**ask) if chunk.choices]
+    first = {chunk.choices[0].index: chunk.choices[0].delta.role for chunk in reversed(chunks)}
+    assert first == {0: "assistant", 1: "assistant"}
+
+
+def test_a_refusal_is_no_content_and_has_its_own_field() -> None:
+    [(_, choice)] = collected(
+        [TextDelta("", beside={"refusal": "N"}), TextDelta("", beside={"refusal": "o."}), Finish("stop")]
+    )
+    message = choice.rendered(0)["message"]
+    assert (message["content"], message["refusal"]) == (None, "No.")
 
 
 def test_every_answer_says_who_answered_and_why(client: openai.OpenAI) -> None:

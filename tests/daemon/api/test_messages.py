@@ -56,6 +56,7 @@ BODY: dict[str, Any] = {
     "context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]},
     "x_new": {"deep": [1, None, {"a": 1.5}]},
 }
+OPTIONAL = {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False}
 UP = {"x-upcall-route": "cloud"}
 
 
@@ -123,6 +124,10 @@ async def test_overrides_in_the_metadata_are_heeded_and_travel_no_further(
     assert upstream.calls[0].body["metadata"] == {"user_id": "user_1"}
 
 
+CALLER = {"type": "code_execution_20250825", "tool_id": "srvtoolu_1"}
+CLEARED = {"applied_edits": [{"type": "clear_tool_uses_20250919", "cleared_tool_uses": 2}]}
+
+
 async def _think(call: Call) -> None:
     usage = {"input_tokens": 7, "output_tokens": 1, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 20}
     begin: Any = call.begin[0]
@@ -140,12 +145,12 @@ async def _think(call: Call) -> None:
         {"type": "content_block_delta", "index": 2, "delta": {"type": "text_delta", "text": "Four."}},
         {"type": "content_block_stop", "index": 2},
         {"type": "content_block_start", "index": 3,
-         "content_block": {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {}}},
+         "content_block": {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {}, "caller": CALLER}},
         {"type": "content_block_delta", "index": 3, "delta": {"type": "input_json_delta", "partial_json": '{"ci'}},
         {"type": "content_block_delta", "index": 3, "delta": {"type": "input_json_delta", "partial_json": 'ty":1}'}},
         {"type": "content_block_stop", "index": 3},
         {"type": "message_delta", "delta": {"stop_reason": "pause_turn", "stop_sequence": None},
-         "usage": {"output_tokens": 30}},
+         "usage": {"output_tokens": 30}, "context_management": CLEARED},
         {"type": "message_stop"},
     )  # fmt: skip
 
@@ -158,14 +163,16 @@ async def test_thinking_and_the_caches_usage_come_back_from_anthropic(
     asked: Any = {"model": "cloud", "max_tokens": 2000, "messages": [{"role": "user", "content": "hello"}]}
     whole = await client.messages.create(**asked)
     async with client.messages.stream(**asked) as stream:
+        ends = [event.to_dict() async for event in stream if event.type == "message_delta"]
         streamed = await stream.get_final_message()
 
+    assert whole.to_dict()["context_management"] == ends[0]["context_management"] == CLEARED
     for said in (whole, streamed):
         assert [block.to_dict() for block in said.content] == [
             {"type": "thinking", "thinking": "Hm.", "signature": "c2ln"},
             {"type": "redacted_thinking", "data": "ZW5j"},
             {"type": "text", "text": "Four."},
-            {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {"city": 1}},
+            {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {"city": 1}, "caller": CALLER},
         ]
         assert said.stop_reason == "pause_turn"
         assert (said.usage.input_tokens, said.usage.output_tokens) == (7, 30)
@@ -174,6 +181,7 @@ async def test_thinking_and_the_caches_usage_come_back_from_anthropic(
 
 async def test_another_cloud_is_sent_the_same_in_openais_words(with_openai: Daemon, upstream: Upstream) -> None:
     functions = {**BODY, "tools": [TOOL], "tool_choice": {**CHOICE, "name": "get_weather", "type": "tool"}}
+    functions["output_config"] = {"format": {"type": "json_schema", "schema": OPTIONAL}}
     await post(with_openai, "/v1/messages", functions, **UP)
     sent = upstream.calls[0].body
     image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}
@@ -198,7 +206,20 @@ async def test_another_cloud_is_sent_the_same_in_openais_words(with_openai: Daem
     assert sent["tools"] == [{"type": "function", "function": function}]
     assert sent["tool_choice"] == {"type": "function", "function": {"name": "get_weather"}}
     assert (sent["stop"], sent["user"], sent["parallel_tool_calls"]) == (["END"], "user_1", False)
+    assert sent["response_format"]["json_schema"] == {"name": "answer", "schema": OPTIONAL}
     assert not {"thinking", "context_management", "x_new", "system", "metadata"} & sent.keys()
+
+
+async def test_an_account_is_named_to_another_cloud_in_no_more_than_it_takes(
+    with_openai: Daemon, upstream: Upstream
+) -> None:
+    long = f"user_{'0' * 64}_account__session_{'1' * 36}"  # as Claude Code has it
+    for user in (long, long, f"{long}2", "u" * 64):
+        await post(with_openai, "/v1/messages", {**BODY, "tools": [TOOL], "metadata": {"user_id": user}}, **UP)
+    said = [call.body["user"] for call in upstream.calls]
+    assert [len(user) for user in said] == [64] * 4
+    assert said[0] == said[1] != said[2]
+    assert said[3] == "u" * 64
 
 
 async def test_anthropics_own_tools_go_up_and_are_kept_from_another_cloud(

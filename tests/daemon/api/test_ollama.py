@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from daemon.api.ollama_request import ChatBody
 from tests.daemon.conftest import StartDaemon
 from tests.daemon.harness import Daemon, wait_until
 
@@ -70,6 +71,14 @@ def test_a_local_tool_call_comes_with_arguments_that_are_an_object(upcall: Daemo
     assert status == 200
     assert calls
     assert all(call["function"] == {"name": "get_weather", "arguments": {"city": "Oslo"}} for call in calls)
+
+
+def test_a_result_that_names_its_tool_answers_that_tools_call() -> None:
+    calls = [{"id": id, "function": {"name": name}} for id, name in (("1", "f"), ("2", "g"), ("3", "f"))]
+    results = [{"role": "tool", "content": "x", **named} for named in ({"tool_name": "g"}, {}, {"tool_name": "f"})]
+    body = ChatBody.model_validate({"messages": [*HELLO, {"role": "assistant", "tool_calls": calls}, *results]})
+    said = [message["tool_call_id"] for message in body.request().messages if message["role"] == "tool"]
+    assert said == ["2", "1", "3"]
 
 
 def test_an_empty_conversation_only_loads_the_model(upcall: Daemon) -> None:

@@ -270,6 +270,29 @@ async def test_nothing_beside_the_words_makes_an_answer_unreadable(cloud: Cloud,
     assert (said, counted) == (TextDelta("x", beside=odd), Usage(1, 2))
 
 
+async def test_a_refusal_has_a_place_of_its_own_where_the_format_has_one(cloud: Cloud, upstream: Upstream) -> None:
+    async def script(call: Call) -> None:
+        await call.send(chunk({"refusal": "No."}), chunk({}, finish_reason="stop"), "[DONE]")
+
+    upstream.script = script
+    model = cloud("openai", upstream.base_url("openai"))
+    assert (await events(model, ask("hello", beside=True)))[0] == TextDelta("", beside={"refusal": "No."})
+    assert (await events(model, ask("hello")))[0] == TextDelta("No.")
+
+
+async def test_an_error_in_the_middle_is_no_end_although_it_comes_as_one(cloud: Cloud, upstream: Upstream) -> None:
+    error = {"code": "server_error", "message": "Provider disconnected"}
+
+    async def script(call: Call) -> None:
+        # OpenRouter's (https://openrouter.ai/docs/api-reference/errors): a chunk like any other.
+        await call.send(call.text("Hel"), {**chunk({"content": ""}, finish_reason="error"), "error": error}, "[DONE]")
+
+    upstream.script = script
+    answer = await events(cloud("openrouter", upstream.base_url("openai")), ask("hello"))
+    assert text(answer) == "Hel"
+    assert failure(answer).code is FailureCode.UPSTREAM
+
+
 async def test_tokens_that_only_the_total_counts_are_paid_for(cloud: Cloud, upstream: Upstream) -> None:
     async def script(call: Call) -> None:
         usage = {"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135}

@@ -1,18 +1,21 @@
 """The pieces of an answer as providers of OpenAI's format send them who do so in their own way."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from models.cloud.answer import Answer
 from models.cloud.completions import Chunk
+from models.cloud.tool_names import LONGEST, shortened
 from models.interface import ChatRequest, ToolCallDelta
 
 _CHUNK = TypeAdapter(Chunk)
 
 
-def calls(*deltas: dict[str, Any]) -> list[tuple[int, str | None, str | None, str]]:
-    answer = Answer(ChatRequest(messages=[]))
+def calls(*deltas: dict[str, Any], offered: Sequence[str] = ()) -> list[tuple[int, str | None, str | None, str]]:
+    tools = [{"type": "function", "function": {"name": name}} for name in offered]
+    answer = Answer(ChatRequest(messages=[], tools=tools))
     last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}
     chunks = [{"choices": [{"index": 0, "delta": {"tool_calls": [delta]}}]} for delta in deltas]
     events = [event for chunk in (*chunks, last) for event in answer.read(_CHUNK.validate_python(chunk))]
@@ -38,3 +41,48 @@ def test_pieces_of_one_call_stay_together_where_each_has_an_id_of_its_own() -> N
         (0, ""),
         (0, "{}"),
     ]
+
+
+def test_a_call_without_arguments_ends_before_the_next_begins() -> None:
+    assert calls(
+        call("a", "now", "", index=0), call("b", "weather", '{"x"', index=1), call("b", None, ": 1}", index=1)
+    ) == [
+        (0, "a", "now", ""),
+        (0, None, None, "{}"),
+        (1, "b", "weather", '{"x"'),
+        (1, "b", None, ": 1}"),
+    ]
+
+
+def test_calls_that_a_server_mixes_come_one_after_the_other() -> None:
+    begun = call("a", "f", '{"x"', index=0), call("b", "g", "", index=1), call("c", "h", "{", index=2)
+    mixed = (
+        *begun,
+        call("b", None, '{"y": 2}', index=1),
+        call("a", None, ": 1}", index=0),
+        call("c", None, "}", index=2),
+    )
+    said = calls(*mixed)
+
+    assert [index for index, *_ in said] == sorted(index for index, *_ in said)
+    whole = ["".join(piece for number, _, _, piece in said if number == index) for index in range(3)]
+    assert whole == ['{"x": 1}', '{"y": 2}', "{}"]
+
+
+def test_a_tool_name_too_long_for_openai_goes_out_short_and_comes_back_whole() -> None:
+    names = ["mcp__" + "a" * LONGEST + end for end in ("_read", "_write")] + ["short"]
+    tools = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in names]
+    history = [{"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": {"name": names[1]}}]}]
+    body = {"tools": tools, "tool_choice": tools[0], "messages": [{"role": "user", "content": "hi"}, *history]}
+
+    sent = shortened(body)
+
+    short = [tool["function"]["name"] for tool in sent["tools"]]
+    assert max(map(len, short)) == LONGEST
+    assert len(set(short)) == 3
+    assert sent["tool_choice"]["function"]["name"] == short[0]
+    assert sent["messages"][1]["tool_calls"][0]["function"]["name"] == short[1]
+    assert sent["messages"][0] is body["messages"][0]
+    said = calls(*(call(str(i), name, "{}", index=i) for i, name in enumerate(short)), offered=names)
+    assert [name for _, _, name, _ in said] == names
+    assert tools[0]["function"]["name"] == names[0], "what was asked stays as it is"

@@ -111,6 +111,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "large number": {"messages": [HELLO], "seed": 2**53 + 1},
     "long": {"messages": [said("word " * 50_000)]},
 }  # fmt: skip
+NO_SCHEMA = {"type": "json_schema", "json_schema": {"name": "answer"}}
 KNOWN = {
     "messages", "max_tokens", "temperature", "top_p", "min_p", "top_k", "presence_penalty", "frequency_penalty", "seed",
     "stop", "n", "logit_bias", "logprobs", "top_logprobs", "tools", "tool_choice", "response_format",
@@ -292,6 +293,15 @@ async def test_anthropic_gets_a_schema_as_its_output_format(cloud: Cloud, upstre
     assert sent["output_config"]["format"]["schema"]["required"] == ["city"]
 
 
+@pytest.mark.parametrize("body", [BODIES["json object"], {"messages": [HELLO], "response_format": NO_SCHEMA}])
+async def test_anthropic_is_asked_in_words_for_json_of_any_shape(
+    cloud: Cloud, upstream: Upstream, body: dict[str, Any]
+) -> None:
+    sent = await to_anthropic(cloud, upstream, body)
+    assert "JSON" in str(sent["system"])
+    assert "output_config" not in sent
+
+
 async def test_reasoning_can_be_off_by_default_and_on_by_request(cloud: Cloud, upstream: Upstream) -> None:
     off = {"reasoning_effort": "none"}
     assert (await to_anthropic(cloud, upstream, BODIES["bare"], defaults=off))["thinking"] == {"type": "disabled"}
@@ -303,7 +313,6 @@ async def test_reasoning_can_be_off_by_default_and_on_by_request(cloud: Cloud, u
     "body",
     [
         BODIES["choices"],
-        BODIES["json object"],
         {
             "messages": [
                 HELLO,

@@ -134,6 +134,11 @@ class Local(Section):
     on_premises: bool = False
     """Count the endpoint as part of this machine, so that privacy mode lets prompts go there."""
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Its model runs on a machine that does not count as this one."""
+        return self.endpoint is not None and not self.on_premises
+
     @model_validator(mode="after")
     def _endpoint_is_complete(self) -> "Local":
         if self.endpoint is None:

@@ -18,7 +18,7 @@ from daemon.routing.recent import Recent, Sight
 from daemon.routing.scorer import Look, Scorer
 from daemon.routing.second_look import SecondLooks, Verdict
 from models.client import WorkerGoneError
-from models.cloud.size import most_predicted, most_tokens, runs_tools
+from models.cloud.size import most_predicted, most_tokens, runs_tools, unpriced
 from models.interface import (
     ChatRequest,
     Event,
@@ -145,7 +145,7 @@ class Dispatcher:
         with self._hold(attempt.chosen, request, id, wire) as hold:
             yield replace(attempt.chosen, hold=hold)
             bounded = self._bounded(attempt.chosen, request, wish)
-            async with aclosing(self._events(attempt.chosen, bounded, hold)) as events:
+            async with aclosing(self._events(attempt.chosen, bounded, wish, hold)) as events:
                 async for event in events:
                     if isinstance(event, Verdict):
                         attempt.chosen = replace(attempt.chosen, verdict=event)
@@ -255,6 +255,8 @@ class Dispatcher:
         limits = self._settings.budget
         if not (limits.limited or wish.max_cost is not None):
             return None
+        if unpriced(request):
+            return Reason.UNKNOWN_PRICE
         if limits.tools_usd is None and runs_tools(request):
             return Reason.UNKNOWN_TOOLS
         return self._budget.refusal(limits, self._most(request, hop), wish.max_cost)
@@ -290,8 +292,10 @@ class Dispatcher:
             return nullcontext()
         return self._budget.hold(price, most, id, wire, chosen.model, self._beside(request))
 
-    def _events(self, chosen: Chosen, request: ChatRequest, hold: Hold | None) -> AsyncGenerator[Event | Verdict, None]:
-        events = self._run(chosen, request, hold)
+    def _events(
+        self, chosen: Chosen, request: ChatRequest, wish: Wish, hold: Hold | None
+    ) -> AsyncGenerator[Event | Verdict, None]:
+        events = self._run(chosen, request, wish, hold)
         return self._second_looks.over(events, request, chosen.decision) if chosen.close else events
 
     def _bounded(self, chosen: Chosen, request: ChatRequest, wish: Wish) -> ChatRequest:
@@ -301,8 +305,14 @@ class Dispatcher:
             return request
         return replace(request, max_tokens=request.max_tokens or limits.answer_tokens)
 
-    async def _run(self, chosen: Chosen, request: ChatRequest, hold: Hold | None) -> AsyncGenerator[Event, None]:
-        route = chosen.decision.route
+    async def _run(
+        self, chosen: Chosen, request: ChatRequest, wish: Wish, hold: Hold | None
+    ) -> AsyncGenerator[Event, None]:
+        route, local = chosen.decision.route, self._settings.local
+        if wish.privacy and local.is_elsewhere:
+            message = f"This prompt is to stay here (x-upcall-privacy), and {local.endpoint} is another machine; "
+            yield Failure(FailureCode.UNAVAILABLE, f"{message}set local.on_premises = true if it is yours.")
+            return
         # What is set aside is to be in the file before the call, should this process not see its end.
         if route == "cloud" and self._settings.budget.limited and not await self.ledger.written():
             yield Failure(FailureCode.UNAVAILABLE, "The ledger, which counts for the budget, cannot be written now.")

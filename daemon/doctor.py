@@ -138,7 +138,7 @@ def _endpoint(settings: Settings) -> Finding:
     from models.remote import RemoteModel
 
     local = settings.local
-    if privacy.is_on(settings) and not local.on_premises:
+    if privacy.is_on(settings) and local.is_elsewhere:
         text = (
             f"privacy mode is on, and {local.endpoint} is another machine; set local.on_premises = true if it is yours"
         )

@@ -138,7 +138,7 @@ class Guard:
         bearer = request.headers.get(hdrs.AUTHORIZATION, "").removeprefix("Bearer ")
         sent = bearer or request.headers.get("x-api-key", "")
         digest = hashlib.sha256(sent.encode(errors="surrogateescape")).hexdigest()
-        if not hmac.compare_digest(digest, self._token_sha256() or ""):
+        if not sent or not hmac.compare_digest(digest, self._token_sha256() or ""):
             raise ApiError(
                 401,
                 "A token is needed: send Authorization: Bearer with the one that `upcall key set server` stored.",

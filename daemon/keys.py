@@ -97,18 +97,24 @@ def find(name: str, timeout: float = 5.0) -> str:
     Raises KeyUnavailable, and ValueError for a name that no key can have.
     """
     credential = _credential(name)
-    if credential is not None:
-        try:
-            return credential.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise KeyUnavailable(name, KeyState.UNAVAILABLE, f"{credential}: {error.strerror}") from None
-    return _ask(_Order("find", name), timeout).secret
+    if credential is None:
+        if secret := _ask(_Order("find", name), timeout).secret.strip():
+            return secret
+        raise KeyUnavailable(name, KeyState.MISSING, "the one in the keyring is empty")
+    try:
+        secret = credential.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise KeyUnavailable(name, KeyState.UNAVAILABLE, f"{credential}: {error.strerror}") from None
+    if not secret:
+        raise KeyUnavailable(name, KeyState.MISSING, f"{credential} is empty")
+    return secret
 
 
 def where(name: str, timeout: float = 5.0) -> str:
     """The place that `find` reads the key from, for people. Raises KeyUnavailable."""
     credential = _credential(name)
     if credential is not None:
+        find(name, timeout)
         return f"systemd credential {credential}"
     return _ask(_Order("where", name), timeout).detail
 

@@ -33,8 +33,12 @@ def set_up_logging(settings: "Log") -> None:
 def redact_record(record: logging.LogRecord) -> bool:
     """A filter that lets every record pass, without what looks like a secret in message, fields or traceback.
 
-    A second net: nothing that upcall logs should hold a key in the first place.
+    A second net: nothing that upcall logs should hold a key in the first place. An error that a library logs is named
+    and no more, since it may quote what it could not read.
     """
+    if record.exc_info and record.name.partition(".")[0] not in OURS:
+        record.msg, record.args = _named(record), None
+        record.exc_info = record.exc_text = None
     if isinstance(record.args, Mapping):
         record.args = {name: redact(value) if isinstance(value, str) else value for name, value in record.args.items()}
     else:
@@ -43,6 +47,17 @@ def redact_record(record: logging.LogRecord) -> bool:
     if record.exc_info:
         record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
     return True
+
+
+def _named(record: logging.LogRecord) -> str:
+    """What happened, of which kind and where, of an error whose own words may be a prompt's."""
+    assert record.exc_info
+    kind, _, trace = record.exc_info
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    place = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
+    first, *_ = record.getMessage().splitlines() or [""]
+    return f"{first} ({kind.__name__ if kind else 'error'}{place})"
 
 
 def redact(text: str) -> str:

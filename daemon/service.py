@@ -41,7 +41,7 @@ def install(server: Server) -> Installed:
     """
     if (packaged := Path(sysconfig.get_path("data")) / "lib/systemd/user" / SERVICE).is_file():
         raise ServiceError(f"the package has installed {packaged} already; run `upcall service enable`")
-    service = _template(SERVICE).replace(PACKAGED_COMMAND, _command())
+    service = _template(SERVICE).replace(PACKAGED_COMMAND, _quoted(_command()))
     if _systemd_version() >= NOTIFY_RELOAD_SINCE:
         service = re.sub(r"^ExecReload=.*\n", "", service.replace("Type=notify\n", "Type=notify-reload\n"), flags=re.M)
     socket = _template(SOCKET).replace(PACKAGED_ADDRESS, _address(server))
@@ -137,6 +137,14 @@ def _command() -> str:
     if command is None:
         raise FileNotFoundError("the upcall command is not installed beside this Python; install upcall again")
     return command
+
+
+def _quoted(path: str) -> str:
+    """`path` as a unit has it (systemd.syntax(7)): one word, and no specifier in it."""
+    if re.search(r"[\"'\\]", path):
+        raise ServiceError(f"systemd starts nothing at a path with quotation marks or backslashes, such as {path}")
+    path = path.replace("%", "%%")
+    return f'"{path}"' if " " in path else path
 
 
 def _address(server: Server) -> str:

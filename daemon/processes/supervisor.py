@@ -128,7 +128,7 @@ class Supervisor:
     def _forbidden(self, name: WorkerName | Literal["traces"]) -> str:
         """Why a child may not exist now; empty where it may."""
         local = self._settings.local
-        if not self._standing.privacy or (name == "local" and (not local.endpoint or local.on_premises)):
+        if not self._standing.privacy or (name == "local" and not local.is_elsewhere):
             return ""
         if name == "traces":
             here = self._settings.telemetry.is_loopback
@@ -258,9 +258,12 @@ class Supervisor:
         # One after the other, since the answers name no question.
         async with self._sharing:
             trouble = "upcall failed; its log names the place"
+            earlier = share.kept()
             try:
                 share.remember(cloud_share, self._reread())
                 trouble = await self._reload()
+                if trouble:
+                    share.restore(earlier)
             except (ConfigError, OSError) as error:
                 trouble = "; ".join(str(error).splitlines())
                 log.error("the share of prompts that may go up was not set: %s", trouble)

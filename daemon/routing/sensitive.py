@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from daemon.config import Sensitive, SensitiveKind
+from models.data_url import is_data_url
 
 MOST = 200_000
 """Characters of a message that are looked at, from its start and from its end."""
@@ -44,7 +45,7 @@ def _strings(value: object) -> Iterator[str]:
     """Every string inside a JSON value: contents, parts, tool arguments; not the pictures and sounds themselves."""
     match value:
         case str():
-            if not value.startswith("data:"):
+            if not is_data_url(value):
                 yield value
         case Mapping():
             for item in value.values():

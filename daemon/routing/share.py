@@ -27,10 +27,26 @@ def applied(settings: Settings) -> Settings:
 
 def remember(share: float, settings: Settings) -> None:
     """Let `share` hold from now on, in the place of what `settings`, as read, say. Raises `OSError`."""
+    restore(json.dumps({"cloud_share": share, "instead_of": settings.routing.cloud_share}))
+
+
+def kept() -> str | None:
+    """What is remembered, for `restore`."""
+    try:
+        return _file().read_text()
+    except (OSError, ValueError):
+        return None
+
+
+def restore(earlier: str | None) -> None:
+    """Have remembered what `kept` gave. Raises `OSError`."""
     file = _file()
+    if earlier is None:
+        file.unlink(missing_ok=True)
+        return
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = file.with_suffix(f".{os.getpid()}")
-    draft.write_text(json.dumps({"cloud_share": share, "instead_of": settings.routing.cloud_share}))
+    draft.write_text(earlier)
     draft.replace(file)
 
 

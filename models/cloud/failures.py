@@ -17,6 +17,7 @@ from any_llm.exceptions import AnyLLMError
 
 from models.cloud.http import AnsweredError
 from models.cloud.settings import CloudSettings
+from models.data_url import is_data_url
 from models.interface import ChatRequest, Failure, FailureCode
 
 _TIMEOUTS = (TimeoutError, httpx.TimeoutException, httpx2.TimeoutException, openai.APITimeoutError,
@@ -200,7 +201,7 @@ def _reason(message: str, request: ChatRequest) -> str:
 
 
 def _quotes(message: str, request: ChatRequest) -> bool:
-    texts = [text for text in _texts([*request.messages, request.tools, request.extra]) if not text.startswith("data:")]
+    texts = [text for text in _texts([*request.messages, request.tools, request.extra]) if not is_data_url(text)]
     if sum(map(len, texts)) > _MOST_SEARCHED:
         return True
     for text in texts:

@@ -8,6 +8,7 @@ from models.interface import ChatRequest
 _TOKENS_PER_MESSAGE: Final = 16
 _TOKENS_PER_IMAGE: Final = 6000
 """Above what either provider charges for the largest image that it does not scale down."""
+_STANDARD_TIERS: Final = ("auto", "default", "flex", "standard_only")
 _RUN_BY_CLIENTS: Final = ("function", "custom", "bash_", "computer_", "memory_", "text_editor_")
 """Types of tools, or what Anthropic's begin with, that cost no more than their tokens."""
 
@@ -29,6 +30,29 @@ def runs_tools(request: ChatRequest) -> bool:
     kinds = (str(tool.get("type") or "function") for tool in offered)
     # One of a kind that is not known here may be charged for.
     return "web_search_options" in request.extra or any(not kind.startswith(_RUN_BY_CLIENTS) for kind in kinds)
+
+
+def unpriced(request: ChatRequest) -> bool:
+    """Whether it may cost more than its tokens at the list price: in a dearer tier, or by what it only points at."""
+    said = {**request.extra, **(request.verbatim.body if request.verbatim else {})}
+    tier, speed = said.get("service_tier") or "auto", said.get("speed") or "standard"
+    if tier not in _STANDARD_TIERS or speed != "standard":
+        return True
+    return any(_points_at_more(message) for message in (*request.messages, *(said.get("messages") or ())))
+
+
+def _points_at_more(value: Any) -> bool:
+    """Whether a document is in it that only the provider can weigh: at an address, or kept there."""
+    match value:
+        case {"type": "document", "source": {"type": "url" | "file"}}:
+            return True
+        case {"type": "file", "file": {"file_id": str()}} | {"type": "container_upload"}:
+            return True
+        case Mapping():
+            return _points_at_more(value.get("content"))
+        case list() | tuple():
+            return any(_points_at_more(inner) for inner in value)
+    return False
 
 
 def _most(value: Any) -> int:

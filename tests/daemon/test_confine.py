@@ -95,7 +95,7 @@ def test_no_process_that_sees_prompts_inherits_keys_from_the_environment_or_the_
 ) -> None:
     require(os.geteuid() == 0, "needs root, who may read any memory")
     settings = {"CLOUD__PROXY": "http://user:proxy-password@127.0.0.1:9"}
-    wrapper = ["env", "OPENAI_API_KEY=sk-from-the-shell"]
+    wrapper = ["env", "OPENAI_API_KEY=sk-from-the-shell", "LLAMA_CLOUD_API_KEY=sk-from-the-shell"]
     with running_daemon(tmp_path, models_ready, settings, wrapper=wrapper) as daemon:
         wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "ready")
         # Shows that the search finds what is there.

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -277,6 +277,15 @@ def test_a_credential_needs_no_keyring(session: Session, tmp_path: Path) -> None
     assert keys.find("openai") == "sk-from-systemd"
     assert state("openai") is KeyState.OK
     assert state("anthropic") is KeyState.UNAVAILABLE
+
+
+@pytest.mark.parametrize("look", [keys.find, keys.where])
+def test_an_empty_credential_is_no_key(session: Session, tmp_path: Path, look: Callable[[str], str]) -> None:
+    session.monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / "server").write_text(" \n")
+    with pytest.raises(KeyUnavailable, match="is empty") as missing:
+        look("server")
+    assert missing.value.state is KeyState.MISSING
 
 
 @pytest.mark.parametrize("name", ["", "../openai", "a/b", ".hidden", "two words", "x" * 101])

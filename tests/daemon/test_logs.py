@@ -1,6 +1,7 @@
 """The log: no secret, no prompt, and lines that people and programs can read."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from daemon.logs import REDACTED, redact
 from tests.daemon.conftest import Escalating, StartDaemon
-from tests.daemon.harness import client
+from tests.daemon.harness import client, wait_until
 from tests.emulators.servers import Emulator
 
 WORDS: Any = [{"role": "user", "content": "hello xylophone-quagmire-7731"}]
@@ -68,6 +69,19 @@ except ValueError:
     assert "ValueError" in written
     assert written.count(REDACTED) >= 3
     assert KEY not in written
+
+
+def test_a_request_that_is_framed_wrongly_leaves_no_word_of_its_prompt_in_the_log(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    daemon = start_daemon(LOG__LEVEL="debug")
+    chunked = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", daemon.server.port), timeout=60) as connection:
+        connection.sendall(chunked + json.dumps({"messages": WORDS}).encode() + b"\n")
+        assert b" 400 " in connection.recv(65536)
+
+    wait_until(lambda: "aiohttp" in (tmp_path / "log").read_text(), seconds=30)
+    assert "xylophone" not in (tmp_path / "log").read_text()
 
 
 def test_json_has_one_object_per_line_and_a_request_s_fields_as_keys(start_daemon: StartDaemon, tmp_path: Path) -> None:

@@ -85,10 +85,23 @@ def test_privacy_mode_keeps_prompts_from_another_machine_and_says_what_would_all
     assert say(near).choices
 
 
+async def test_a_request_that_is_to_stay_here_reaches_no_other_machine(pointing: Pointing, upstream: Upstream) -> None:
+    near = await asyncio.to_thread(pointing, f"{upstream.url}/v1")
+    stay = {"x-upcall-privacy": "on"}
+    with pytest.raises(
+        openai.InternalServerError, match=r"x-upcall-privacy.*set local\.on_premises = true if it is yours"
+    ):
+        await asyncio.to_thread(say, near, extra_headers=stay)
+    assert not upstream.calls
+    assert (await asyncio.to_thread(say, near)).choices
+    assert len(upstream.calls) == 1
+
+
 def test_an_endpoint_on_the_premises_answers_in_privacy_mode(pointing: Pointing, upcall: Daemon) -> None:
     near = pointing(f"{upcall.url}/v1", LOCAL__ON_PREMISES="true", PRIVACY__MODE="true")
 
     assert say(near).choices
+    assert say(near, extra_headers={"x-upcall-privacy": "on"}).choices
     assert near.call("GET", "/healthz")["kernel"]["barrier"] == "netns"
 
 

@@ -19,7 +19,7 @@ from daemon.accounts.ledger import Ledger
 from daemon.accounts.prices import Price
 from daemon.config_file import load
 from daemon.routing.policy import Reason
-from models.cloud.size import most_tokens, runs_tools
+from models.cloud.size import most_tokens, runs_tools, unpriced
 from models.interface import ChatRequest, Usage, Verbatim
 from tests.daemon.accounts.test_prices import saved
 from tests.daemon.conftest import Escalating
@@ -362,6 +362,39 @@ async def test_the_providers_own_tools_go_up_under_a_budget_once_it_says_what_th
 )
 def test_tools_that_the_provider_runs_are_told_from_those_that_clients_run(request_: ChatRequest, runs: bool) -> None:
     assert runs_tools(request_) is runs
+
+
+PDF: dict[str, Any] = {"type": "document", "source": {"type": "url", "url": "https://example.org/long.pdf"}}
+RESULT = {"type": "tool_result", "tool_use_id": "1", "content": [PDF]}
+
+
+@pytest.mark.parametrize(
+    ("request_", "unknown"),
+    [
+        (ChatRequest(messages=HELLO), False),
+        (ChatRequest(messages=HELLO, extra={"service_tier": "flex", "speed": "standard"}), False),
+        (ChatRequest(messages=HELLO, extra={"service_tier": None}), False),
+        (ChatRequest(messages=HELLO, extra={"service_tier": "priority"}), True),
+        (ChatRequest(messages=HELLO, verbatim=Verbatim("anthropic", {"speed": "fast"})), True),
+        (ChatRequest(messages=[{"role": "user", "content": [PDF]}]), True),
+        (ChatRequest(messages=HELLO, verbatim=Verbatim("anthropic", {"messages": [{"content": [RESULT]}]})), True),
+        (ChatRequest(messages=[{"content": [{"type": "file", "file": {"file_id": "file-1"}}]}]), True),
+        (ChatRequest(messages=[{"content": [{"type": "file", "file": {"file_data": "data:x"}}]}]), False),
+        (ChatRequest(messages=[{"content": [{"type": "image_url", "image_url": {"url": "https://e.org"}}]}]), False),
+    ],
+)
+def test_what_may_cost_more_than_the_list_says_has_no_known_price(request_: ChatRequest, unknown: bool) -> None:
+    assert unpriced(request_) is unknown
+
+
+async def test_under_a_budget_a_dearer_tier_stays_here(escalating: Escalating, upstream: Upstream) -> None:
+    daemon = start(escalating, upstream, BUDGET__DAILY_USD="5")
+    await asyncio.to_thread(wait_until, lambda: saved(daemon) is not None)
+    async with session(daemon) as opened:
+        dearer = await ask(opened, service_tier="priority")
+        plain = await ask(opened, service_tier="default")
+    assert (dearer.headers["x-upcall-route"], dearer.headers["x-upcall-reason"]) == ("local", "unknown_price")
+    assert plain.headers["x-upcall-route"] == "cloud"
 
 
 def test_a_budget_without_a_ledger_is_a_wrong_setting(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import openai
 import psutil
 import pytest
 
+from daemon import service
 from daemon.client import call
 from daemon.config import Server
 from models.store import Store
@@ -382,6 +383,31 @@ def test_status_says_what_happens_after_logout_and_how_to_change_it(running: Use
 
 def test_the_exposure_is_not_above_the_one_documented(user: User) -> None:
     user.run("systemd-analyze", "--user", "security", "--no-pager", "--threshold=35", SERVICE)
+
+
+def test_the_unit_of_an_installation_at_an_odd_path_starts_that_one(
+    require: Require, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require(shutil.which("systemd-analyze"), "needs systemd-analyze")
+    command = tmp_path / "My Projects 100%s" / "upcall"
+    command.parent.mkdir()
+    command.symlink_to(UPCALL)
+    monkeypatch.setattr(sys, "executable", str(command.with_name("python")))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    installed, _ = service.install(Server()).units
+    (start,) = [line for line in installed.read_text().splitlines() if line.startswith("ExecStart=")]
+    unit = tmp_path / "odd.service"
+    unit.write_text(f"[Service]\n{start}\n")
+
+    def verified() -> str:
+        return subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True).stderr
+
+    assert verified() == ""
+    command.unlink()
+    assert f"Command {command} is not executable" in verified()
+    monkeypatch.setattr(shutil, "which", lambda name: f'/opt/"quoted"/{name}')
+    with pytest.raises(service.ServiceError, match="quotation marks"):
+        service.install(Server())
 
 
 def test_the_system_unit_is_valid_and_its_exposure_not_above_the_one_documented(

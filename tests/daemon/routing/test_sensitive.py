@@ -65,6 +65,17 @@ def test_private_text_is_recognised_wherever_it_stands(kind: str, text: str) -> 
     assert recogniser.find(said("word " * 200_000 + text)) == kind
 
 
+@pytest.mark.parametrize("begin", ["data:", "data: ", "data:text/plain,", "data:image/png;base64,AAAA "])
+def test_words_that_begin_as_a_picture_does_are_looked_through(begin: str) -> None:
+    kind, text = PRIVATE[0]
+    assert Recogniser(Sensitive()).find(said(begin + text)) == kind
+
+
+def test_a_picture_itself_is_not() -> None:
+    url = "data:image/png;charset=utf-8;base64," + "4111111111111111" * 100 + "=="
+    assert Recogniser(Sensitive()).find(said([{"type": "image_url", "image_url": {"url": url}}])) is None
+
+
 @pytest.mark.parametrize("text", HARMLESS)
 def test_harmless_text_is_left_alone(text: str) -> None:
     assert Recogniser(Sensitive()).find(said(text)) is None

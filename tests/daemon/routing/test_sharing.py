@@ -33,6 +33,14 @@ def test_a_share_holds_until_the_settings_name_another(start_daemon: StartDaemon
     assert start_daemon(ROUTING__CLOUD_SHARE="0.1").call("GET", "/upcall/routing")["cloud_share"] == 0.1
 
 
+def test_a_share_that_was_refused_does_not_come_to_hold_later(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(ROUTING__ROUTER="no-such-router")
+    with pytest.raises(DaemonError, match="The share is as it was"):
+        daemon.call("PUT", "/upcall/routing", {"cloud_share": 1.0})
+    assert start_daemon(ROUTING__CLOUD_SHARE="0.3").call("GET", "/upcall/routing")["cloud_share"] == 0.3
+    assert start_daemon().call("GET", "/upcall/routing")["cloud_share"] != 1.0
+
+
 def test_connections_on_which_nothing_was_asked_yet_are_not_left_deaf(start_daemon: StartDaemon) -> None:
     daemon = start_daemon()
     idle = socket.create_connection(("127.0.0.1", daemon.server.port), SECONDS)

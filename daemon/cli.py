@@ -124,6 +124,8 @@ def privacy(switch: str, config: Path | None) -> None:
         on = bool(call(settings.server, "GET", "/healthz")["privacy"])
     except (NotRunning, TokenUnreadable):
         on = state.is_on(settings)
+    except DaemonError as error:
+        raise click.ClickException(str(error)) from None
     click.echo(f"privacy mode is {'on' if on else 'off'}")
 
 

@@ -14,6 +14,9 @@ from daemon.routing.policy import Reason
 
 SCORES = 10_000
 """The latest scores that say how a router scores this user's prompts."""
+DAYS = 31
+"""As many as a month has, at most."""
+ENOUGH_TOKENS = 32
 QUANTILES = 51
 NOTHING: Mapping[str, float] = {"local": 0, "cloud": 0, "failed": 0, "cost_usd": 0.0, "saved_usd": 0.0}
 """What an hour or a day without requests came to."""
@@ -104,8 +107,10 @@ class History:
     def _period(self, since: float) -> dict[str, Any]:
         [row] = self._rows(
             """
-            SELECT count(*) AS requests, coalesce(sum(route = 'local'), 0) AS local,
-                coalesce(sum(route = 'cloud'), 0) AS cloud, coalesce(sum(outcome = 'cancelled'), 0) AS cancelled,
+            SELECT count(*) AS requests,
+                coalesce(sum(route = 'local' AND outcome IN ('ok', 'cancelled')), 0) AS local,
+                coalesce(sum(route = 'cloud' AND outcome IN ('ok', 'cancelled')), 0) AS cloud,
+                coalesce(sum(outcome = 'cancelled'), 0) AS cancelled,
                 coalesce(sum(outcome NOT IN ('ok', 'cancelled')), 0) AS failed, coalesce(sum(degraded), 0) AS degraded,
                 coalesce(sum(prompt_tokens), 0) AS prompt_tokens,
                 coalesce(sum(completion_tokens), 0) AS completion_tokens, total(cost_usd) AS cost_usd,
@@ -130,11 +135,17 @@ class History:
         }
 
     def _speed(self, route: str, since: float) -> dict[str, float | None]:
-        """Of whole answers: percentiles of the time to the first word, median of all, tokens per second after it."""
+        """Of whole answers: percentiles of the time to the first word, median of all, tokens per second after it.
+
+        The rate is of answers long enough that it matters little what was held back before that word: of a call of a
+        tool that is all up to its arguments.
+        """
         where = "FROM requests WHERE time >= ? AND route = ? AND outcome = 'ok' AND first_ms IS NOT NULL"
+        long = f"FILTER (WHERE completion_tokens >= {ENOUGH_TOKENS})"
         [row] = self._rows(
             "SELECT count(*) AS n, "
-            f"1000 * total(completion_tokens) / nullif(total(total_ms - first_ms), 0) AS rate {where}",
+            f"1000 * total(completion_tokens - 1) {long} / nullif(total(total_ms - first_ms) {long}, 0) AS rate "
+            f"{where}",
             since,
             route,
         )
@@ -158,7 +169,7 @@ class History:
 
     def _days(self, midnight: datetime) -> list[dict[str, Any]]:
         # By the calendar: where clocks are changed a day has not always 24 hours.
-        starts = [midnight - timedelta(days=back) for back in range(29, -1, -1)]
+        starts = [midnight - timedelta(days=back) for back in range(DAYS - 1, -1, -1)]
         sums = self._sums("date(time, 'unixepoch', 'localtime')", starts[0].timestamp())
         return [{"start": start.timestamp(), **sums.get(f"{start:%Y-%m-%d}", NOTHING)} for start in starts]
 

@@ -45,6 +45,10 @@ def stats(config: Path | None, as_json: bool) -> None:
     table.add_row("saved", *(_dollars(period["saved_usd"]) for period in periods))
     table.add_row("prompt tokens", *(f"{period['prompt_tokens']:,}" for period in periods))
     table.add_row("answer tokens", *(f"{period['completion_tokens']:,}" for period in periods))
+    for name, route in (("tokens a second, here", "local"), ("tokens a second, cloud", "cloud")):
+        speeds = [period["speed"][route]["tokens_per_second"] for period in periods]
+        if any(speeds):
+            table.add_row(name, *("" if speed is None else f"{speed:.1f}" for speed in speeds))
     for reason in seen["month"]["by_reason"] | seen["week"]["by_reason"]:
         counts = (f"{period['by_reason'].get(reason, 0):,}" for period in periods)
         table.add_row(f"[dim]{reason}[/dim]", *counts, f"[dim]{sentence(reason)}[/dim]")

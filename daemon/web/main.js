@@ -47,7 +47,7 @@ function showSums() {
   by("first").textContent = first === null ? "–" : seconds(first);
   by("speed").textContent = speed === null ? "–" : `${number.format(Math.round(speed))} ${text.tokensPerSecond}`;
   showReasons(sum);
-  showSeries(period === "today" ? hoursOfToday() : period === "week" ? stats.days.slice(-7) : stats.days);
+  showSeries(period === "today" ? hoursOfToday() : stats.days.filter(({ start }) => start >= sum.since));
 }
 
 function hoursOfToday() {
@@ -123,7 +123,7 @@ function decisionRow(decision) {
     text.scoreOf(decision.score.toFixed(2), decision.threshold.toFixed(2))), "score");
   cell(text.model, decision.model);
   cell(text.tokens, number.format(decision.prompt_tokens + decision.completion_tokens), "number");
-  cell(text.took, seconds(decision.total_ms), "number");
+  cell(text.took, decision.total_ms === null ? "–" : seconds(decision.total_ms), "number");
   cell(text.cost, decision.cost_usd === null ? "–" : money(decision.cost_usd), "number");
   cell(text.verdict, decision.score === null ? "–" : verdictButtons(decision), "verdict");
   return row;

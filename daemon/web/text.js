@@ -99,7 +99,7 @@ export const text = isPortuguese ? portuguese : english;
 
 /** The sentence for a decision: the daemon's own in English, this page's where it has the code in Portuguese. */
 export function reasonText(code, sentence) {
-  return (isPortuguese && portugueseReasons[code]) || sentence || code.replaceAll("_", " ");
+  return (isPortuguese && portugueseReasons[code]) || sentence || code?.replaceAll("_", " ") || "–";
 }
 
 /** How a request ended that was not answered. */

@@ -31,6 +31,12 @@ array ::= "[" ws (value ("," ws value)*)? ws "]"
 _PRIMITIVES = frozenset({"string", "integer", "number", "boolean", "null", "object", "array"})
 
 
+_CONSTRAINTS = frozenset(
+    ("type", "properties", "required", "additionalProperties", "items", "prefixItems", "anyOf", "oneOf", "allOf",
+     "minItems", "maxItems", "minLength", "maxLength")
+)  # fmt: skip
+
+
 class Grammar:
     """Collects rules; each method that adds some returns an expression for use in others.
 
@@ -64,7 +70,8 @@ class Grammar:
             return self._any([literal(_dump(value)) for value in _list(schema, "enum")])
         for key in ("anyOf", "oneOf"):
             if key in schema:
-                return self._any([self.schema(part, document, depth + 1) for part in _list(schema, key)])
+                parts = [_beside(schema, key, part, document) for part in _list(schema, key)]
+                return self._any([self.schema(part, document, depth + 1) for part in parts])
         if "allOf" in schema:
             return self.schema(_merged(schema, document), document, depth + 1)
         kinds = schema.get("type", _implied_type(schema))
@@ -168,9 +175,19 @@ def _merged(schema: Mapping[str, Any], document: Schema) -> dict[str, Any]:
         if not isinstance(part, Mapping):
             raise ValueError("'allOf' must be a list of object schemas")
         merged |= {key: value for key, value in part.items() if key not in ("properties", "required")}
-        merged["properties"] = {**merged.get("properties", {}), **part.get("properties", {})}
-        merged["required"] = [*merged.get("required", ()), *part.get("required", ())]
+        if "properties" in part:
+            merged["properties"] = {**merged.get("properties", {}), **part["properties"]}
+        if "required" in part:
+            merged["required"] = [*merged.get("required", ()), *part["required"]]
     return merged
+
+
+def _beside(schema: Mapping[str, Any], key: str, part: Schema, document: Schema) -> Schema:
+    """One of the alternatives under `key`, with what `schema` asks for beside them."""
+    rest = {name: value for name, value in schema.items() if name != key}
+    if not isinstance(part, Mapping) or not rest.keys() & _CONSTRAINTS:
+        return part
+    return _merged({**rest, "allOf": [*rest.get("allOf", ()), part]}, document)
 
 
 def _implied_type(schema: Mapping[str, Any]) -> str | None:

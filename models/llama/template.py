@@ -117,7 +117,7 @@ def choose_template(metadata: Mapping[str, str], vocabulary: Vocabulary, *, trus
 
     if speaks("<|start_header_id|>"):
         return Llama31() if "<|python_tag|>" in vocabulary.control_texts else Llama3()
-    if speaks("<|im_start|>"):
+    if speaks("<|im_start|>") and not speaks("<|im_sep|>"):  # Phi-4 has the tokens of ChatML in another form
         return ChatML(next((system for name, system in _DEFAULT_SYSTEMS.items() if name in names), ""))
     if speaks("<start_of_turn>"):
         return Gemma()
@@ -147,7 +147,7 @@ class Renderer:
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Any:
         """The prompt's token ids, int32 of shape `(n,)`. Raises `RefusedError` for what the model cannot be told."""
-        messages = [_plain(message) for message in messages]
+        messages = [_in_the_open(_plain(message)) for message in messages]
         self._check_size(messages, tools)
         aside: list[str] = []
 
@@ -193,6 +193,21 @@ def _plain(message: Message) -> dict[str, Any]:
             )
         texts.append(str(part.get(kind) or ""))
     return {**message, "content": "\n".join(texts)}
+
+
+def _in_the_open(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without escapes in the arguments of its calls, behind which a control token could hide until a template
+    has read them."""
+    if not any("\\" in str(call["function"].get("arguments")) for call in message.get("tool_calls") or ()):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = dict(call["function"])
+        with contextlib.suppress(ValueError, TypeError):
+            said = json.dumps(json.loads(function["arguments"]), ensure_ascii=False)
+            function["arguments"] = said.encode("utf-8", "replace").decode()
+        calls.append({**call, "function": function})
+    return {**message, "tool_calls": calls}
 
 
 def _headed(turns: Sequence[tuple[str, str]]) -> str:

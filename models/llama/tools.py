@@ -14,7 +14,7 @@ OPEN = "<tool_call>"
 _CLOSE = "</tool_call>"
 _MOST_CALLS = 8
 _START = r'\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*'
-_HEAD = re.compile(_START + r'"((?:[^"\\]|\\.)*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*')
+_HEAD = re.compile(_START + r'"((?:[^"\\]|\\.)*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 _LONGEST_HEAD = 200
 
 
@@ -92,6 +92,8 @@ class ToolCallReader:
     _text: str = ""
     _scan: "_ArgumentScan | None" = None
     _inside: bool = False
+    _blank: str = ""
+    """What stood before the last opening."""
     _logprobs: list[Any] = field(default_factory=list)
     """Of text that is still held back."""
 
@@ -122,7 +124,7 @@ class ToolCallReader:
     def _outside(self) -> TextDelta | ToolCallDelta | None:
         before, found, after = self._text.partition(OPEN)
         if found:
-            self._inside, self._text = True, after
+            self._inside, self._text, self._blank = True, after, before[len(before.rstrip()) :]
             return TextDelta(before.rstrip(), self.choice) if before.strip() else self._next()
         if not self._said and before.lstrip().startswith("{") and len(before) < _LONGEST_HEAD:
             head = _HEAD.match(before)
@@ -137,13 +139,17 @@ class ToolCallReader:
         return TextDelta(safe, self.choice) if safe else None
 
     def _head(self) -> TextDelta | ToolCallDelta | None:
+        begun = self._text.lstrip()
+        if begun and not begun.startswith("{"):  # words about calls, as in an answer to how they are made
+            self._inside = False
+            return TextDelta(self._blank + OPEN, self.choice)
         head = _HEAD.match(self._text)
         if head is None:
             body, closed, after = self._text.partition(_CLOSE)
             if not closed:
                 return None
             self._inside, self._text = False, after  # a call in some other form: left to the client as text
-            return TextDelta(f"{OPEN}{body}{_CLOSE}", self.choice)
+            return TextDelta(f"{self._blank}{OPEN}{body}{_CLOSE}", self.choice)
         self._text, self._scan = self._text[head.end() :], _ArgumentScan()
         self.calls += 1
         identity = f"{CALL_ID_PREFIX}{secrets.token_hex(12)}"

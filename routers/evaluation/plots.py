@@ -29,7 +29,10 @@ def curves(results: Sequence[Result], path: Path) -> None:
 
 
 def reliability(calibrations: Sequence[Calibration], path: Path) -> None:
-    """Mean outcome against mean score, in ten bins of equally many prompts per router."""
+    """Mean outcome against mean score, in ten bins of equally many prompts per router, of those that have any."""
+    calibrations = [each for each in calibrations if each.reliability]
+    if not calibrations:
+        return
     mpl.use("Agg")
     figure, panel = plt.subplots(figsize=(5, 4.5))
     seen = [value for each in calibrations for bin_ in each.reliability for value in bin_[:2]]

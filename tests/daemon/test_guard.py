@@ -77,6 +77,10 @@ def test_the_command_line_finds_the_token_by_itself(guarded: Daemon) -> None:
     status = cli({**environment, "UPCALL_SERVER__TOKEN": "true", "UPCALL_SERVER__PORT": port}, "privacy", "status")
 
     assert status.stdout == "privacy mode is off\n"
+    unasked = cli({**environment, "UPCALL_SERVER__TOKEN": "false", "UPCALL_SERVER__PORT": port}, "privacy", "status")
+    assert unasked.returncode == 1
+    assert "a token is needed" in unasked.stderr.lower()
+    assert "Traceback" not in unasked.stderr
 
 
 def test_a_token_that_is_asked_for_and_not_stored_stops_the_start(tmp_path: Path) -> None:

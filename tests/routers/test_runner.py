@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.evaluation import runner
+from routers.calibration import shipped
+from routers.evaluation import plots, runner
 from routers.evaluation.benchmarks import Benchmark
 from routers.evaluation.runner import Result, run, save
 
@@ -59,3 +60,10 @@ def test_saving_replaces_the_same_router_and_benchmark_and_keeps_the_rest(tmp_pa
     save([replace(first, version="2", apgr=0.7), replace(first, benchmark="gsm8k")], file)
     found = [(row["benchmark"], row["router"], row["apgr"]) for row in json.loads(file.read_text())]
     assert found == [("mmlu", "mf", 0.7), ("mmlu", "knn", 0.5), ("gsm8k", "mf", 0.5)]
+
+
+def test_a_router_without_a_reliability_has_no_picture_of_one(tmp_path: Path) -> None:
+    plots.reliability([shipped("random")], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    plots.reliability([shipped("random"), shipped("mf")], tmp_path / "some.png")
+    assert (tmp_path / "some.png").exists()

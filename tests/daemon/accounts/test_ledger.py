@@ -233,8 +233,23 @@ async def test_a_day_is_the_calendars_also_where_clocks_were_changed(
         monkeypatch.undo()
         time.tzset()
 
-    assert starts == [midnight - timedelta(days=back) for back in range(29, -1, -1)]
-    assert [day["local"] for day in days] == [0] * 29 + [2]
+    assert starts == [midnight - timedelta(days=back) for back in range(30, -1, -1)]
+    assert [day["local"] for day in days] == [0] * 30 + [2]
+
+
+async def test_what_failed_was_answered_nowhere_and_short_answers_tell_no_speed(ledger: Ledger) -> None:
+    local = {"route": "local", "reason": "forced_local", "first_ms": 100.0}
+    ledger.record(record("aa", outcome="unavailable", **local))
+    ledger.record(record("bb", outcome="cancelled", route="cloud", reason="forced_cloud"))
+    ledger.record(record("cc", completion_tokens=2, total_ms=101.0, **local))
+    ledger.record(record("dd", completion_tokens=41, total_ms=2100.0, **local))
+    assert await ledger.written(60)
+
+    with opened(ledger.path) as past:
+        today = past.stats()["today"]
+    assert (today["requests"], today["local"], today["cloud"], today["failed"]) == (4, 2, 1, 1)
+    assert today["local_share"] == pytest.approx(2 / 3)
+    assert today["speed"]["local"]["tokens_per_second"] == pytest.approx(20.0)
 
 
 async def test_records_older_than_the_settings_want_are_removed(tmp_path: Path) -> None:

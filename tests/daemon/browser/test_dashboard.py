@@ -2,8 +2,9 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
+from daemon.accounts.ledger import Record, insert, open_for_writing
 from tests.conftest import Require
 from tests.daemon.conftest import StartDaemon
 from tests.daemon.harness import Daemon, client
@@ -147,6 +149,22 @@ def test_the_slider_sets_how_much_may_go_up_until_the_settings_say_otherwise(
     _until(page, lambda: daemon.call("GET", "/upcall/routing")["cloud_share"] == 0.5)
     assert daemon.call("GET", "/upcall/routing")["threshold"] < before["threshold"]
     _until(page, lambda: _text(page, "#applied") == "Applied.")
+    _assert_quiet(page, daemon)
+
+
+def test_a_call_that_a_kill_cut_off_is_shown_with_the_others(
+    start_daemon: StartDaemon, open_page: Open, tmp_path: Path
+) -> None:
+    daemon = start_daemon()
+    (ledger,) = tmp_path.rglob("ledger.db")
+    with closing(open_for_writing(ledger)) as connection:
+        # As `Budget` books it at the next start.
+        insert(connection, Record(id="ab" * 16, time=time.time(), wire="openai", outcome="lost", route="cloud"))
+        connection.commit()
+    page = open_page(daemon)
+
+    _until(page, lambda: page.find_elements(By.CSS_SELECTOR, "#decisions tr"))
+    assert "lost" in page.find_element(By.CSS_SELECTOR, "#decisions tr").text
     _assert_quiet(page, daemon)
 
 

@@ -25,6 +25,12 @@ PERSON = {
     "additionalProperties": False,
     "$defs": {"tag": {"enum": ["a", 'b "quoted"', "c\\d"]}},
 }
+EITHER = {
+    "type": "object",
+    "properties": {"a": {"enum": [1, 2]}, "b": {"const": 3}},
+    "anyOf": [{"required": ["a"]}, {"required": ["b"]}],
+    "$defs": {"a": {"required": ["a"]}},
+}
 
 
 def wanted(schema: Any) -> dict[str, Any]:
@@ -122,6 +128,13 @@ async def test_a_reference_of_one_tool_never_leads_into_another_tools_schema() -
     calls_rule(grammar, tools, CallForm.TAGGED, parallel=True, opened=False)
 
     assert all(grammar.text("").count(f"<{number}>") == 1 for number in range(20))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("schema", [EITHER, {**EITHER, "anyOf": [{"$ref": "#/$defs/a"}, {"required": ["b"]}]}])
+async def test_alternatives_stand_beside_what_holds_for_all_of_them(model: LlamaModel, schema: Any, seed: int) -> None:
+    answer = await ask(model, "Hi", response_format=wanted(schema), max_tokens=300, temperature=1.5, seed=seed)
+    assert json.loads(answer.text()) in ({"a": 1}, {"a": 2}, {"b": 3}, {"a": 1, "b": 3}, {"a": 2, "b": 3})
 
 
 async def test_deeply_nested_schema_is_refused_not_a_crash(model: LlamaModel) -> None:

@@ -109,10 +109,18 @@ async def test_tools_that_make_no_sense_are_a_bad_request(model: LlamaModel, fie
     assert (await ask(model, QUESTION, **fields)).failure.code is FailureCode.BAD_REQUEST
 
 
-LOOKALIKES = ["a < b and <tool is no call", "ends in <tool_ca", "<tool_call>not JSON</tool_call> so", "tail \n"]
+LOOKALIKES = [
+    "a < b and <tool is no call",
+    "ends in <tool_ca",
+    "<tool_call>not JSON</tool_call> so",
+    "tail \n",
+    "Wrap calls in <tool_call> tags, as Hermes does. That is all.",
+    'As in\n<tool_call>{"name": "f", "arguments": "none"}</tool_call>',
+]
 JSON_ANSWERS = [
     '{"name": "unknown", "arguments": {}}',
     '{"key": [1, 2]}',
+    '{"name": "f", "arguments": "none"}',
     'See {"name": "f", "arguments": {}}',
     '{"name": "' + 300 * "x",
     "{",
@@ -140,7 +148,7 @@ def test_calls_without_their_tags_are_calls_where_they_are_the_whole_answer(size
 @pytest.mark.parametrize("size", [1, 4, 1000])
 @pytest.mark.parametrize(
     "text",
-    ["a < b and <tool is no call", "ends in <tool_ca", "<tool_call>not JSON</tool_call> so", "tail \n", *JSON_ANSWERS],
+    [*LOOKALIKES, *JSON_ANSWERS],
 )
 def test_text_that_only_looks_like_a_call_stays_text(text: str, size: int) -> None:
     events = read(text, size)

@@ -255,8 +255,8 @@ class Dispatcher:
         limits = self._settings.budget
         if not (limits.limited or wish.max_cost is not None):
             return None
-        if unpriced(request):
-            return Reason.UNKNOWN_PRICE
+        if unpriced(request, self._clouds[hop].defaults):
+            return Reason.UNKNOWN_COST
         if limits.tools_usd is None and runs_tools(request):
             return Reason.UNKNOWN_TOOLS
         return self._budget.refusal(limits, self._most(request, hop), wish.max_cost)

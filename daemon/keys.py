@@ -241,8 +241,11 @@ def _look(bus: Any, order: _Order) -> _Report:
         if item.is_locked():
             locked = True
             continue
+        secret = item.get_secret().decode()
+        if not secret.strip():
+            continue
         place = f"keyring item {item.get_label()!r} (Secret Service)"
-        return _Report(KeyState.OK, place, item.get_secret().decode() if order.action == "find" else "")
+        return _Report(KeyState.OK, place, secret if order.action == "find" else "")
     return _Report(KeyState.LOCKED if locked else KeyState.MISSING)
 
 

@@ -17,6 +17,7 @@ SCORES = 10_000
 DAYS = 31
 """As many as a month has, at most."""
 ENOUGH_TOKENS = 32
+"""Of an answer that tells how fast its model writes."""
 QUANTILES = 51
 NOTHING: Mapping[str, float] = {"local": 0, "cloud": 0, "failed": 0, "cost_usd": 0.0, "saved_usd": 0.0}
 """What an hour or a day without requests came to."""
@@ -83,7 +84,7 @@ class History:
         return _record(dict(rows[0]))
 
     def stats(self, now: float | None = None) -> dict[str, Any]:
-        """What today, the last 7 days and this calendar month came to, and the last 24 hours and 30 days one by one."""
+        """What today, the last 7 days and this calendar month came to, and the last 24 hours and 31 days one by one."""
         now = time.time() if now is None else now
         midnight = datetime.fromtimestamp(now).replace(hour=0, minute=0, second=0, microsecond=0)
         starts = {"today": midnight, "week": midnight - timedelta(days=6), "month": midnight.replace(day=1)}

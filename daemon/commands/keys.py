@@ -50,7 +50,7 @@ def key_rm(name: str) -> None:
 @key.command("where")
 @click.argument("name")
 def key_where(name: str) -> None:
-    """Say where the key NAME is kept, without reading it."""
+    """Say where the key NAME is kept, without showing it."""
     from daemon import keys
 
     with _key_errors():

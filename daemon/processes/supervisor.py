@@ -258,12 +258,14 @@ class Supervisor:
         # One after the other, since the answers name no question.
         async with self._sharing:
             trouble = "upcall failed; its log names the place"
-            earlier = share.kept()
             try:
+                earlier = share.kept()
                 share.remember(cloud_share, self._reread())
-                trouble = await self._reload()
-                if trouble:
-                    share.restore(earlier)
+                try:
+                    trouble = await self._reload()
+                finally:
+                    if trouble:
+                        share.restore(earlier)
             except (ConfigError, OSError) as error:
                 trouble = "; ".join(str(error).splitlines())
                 log.error("the share of prompts that may go up was not set: %s", trouble)

@@ -34,6 +34,7 @@ class Reason(Enum):
     BUDGET_UNKNOWN = "there is a budget, and the ledger that counts for it cannot be written; `upcall doctor` says why"
     MAX_COST = "the cloud may charge more than the request allows"
     UNKNOWN_PRICE = "the cloud model's price is not known: set it under prices, or cloud.unknown_price"
+    UNKNOWN_COST = "what it asks for may cost more than the list price, by how much nobody here knows: ask for less"
     UNKNOWN_TOOLS = "nobody knows what the provider's own tools may cost in this request: set budget.tools_usd"
     NO_ROUTER = "no router is loaded, so nothing goes up; `upcall pull` fetches its encoder"
     NO_USER_TURN = "no words of the user are in the conversation for the router to score, so it stays here"

@@ -31,10 +31,10 @@ def remember(share: float, settings: Settings) -> None:
 
 
 def kept() -> str | None:
-    """What is remembered, for `restore`."""
+    """What is remembered, for `restore`. Raises `OSError`."""
     try:
-        return _file().read_text()
-    except (OSError, ValueError):
+        return _file().read_text(errors="replace")
+    except FileNotFoundError:
         return None
 
 

@@ -76,6 +76,7 @@ const portugueseReasons = {
   budget_unknown: "há um orçamento, e o registro que o controla não pode ser gravado; `upcall doctor` diz por quê",
   max_cost: "poderia custar mais do que o pedido permite",
   unknown_price: "o preço do modelo da nuvem não é conhecido",
+  unknown_cost: "o que ele pede pode custar mais do que o preço de lista, não se sabe quanto: peça menos",
   unknown_tools: "ninguém sabe quanto podem custar as ferramentas do próprio provedor neste pedido: `budget.tools_usd`",
   battery: "a bateria está fraca",
   low_confidence: "o modelo local mostrou-se inseguro ao começar a responder",

@@ -33,8 +33,8 @@ class Answer:
         self._arguments: defaultdict[tuple[int, int], list[str]] = defaultdict(list)
         self._turn: defaultdict[int, int] = defaultdict(int)
         """The call that each choice is at."""
-        self._ahead: defaultdict[int, list[ToolCallDelta]] = defaultdict(list)
-        """Pieces of calls whose turn has not come, by choice."""
+        self._ahead: defaultdict[int, list[tuple[int, TextDelta | ToolCallDelta]]] = defaultdict(list)
+        """Pieces whose turn has not come, each with that, by choice."""
         self._names = whole_names(request.tools)
         self._usage: Usage | None = None
 
@@ -63,14 +63,16 @@ class Answer:
             text = delta.content or ("" if beside else delta.refusal) or ""
             if text or logprobs or beside:
                 entries = [e if isinstance(e, Mapping) else e.model_dump(mode="json") for e in logprobs or ()] or None
-                yield TextDelta(text, choice.index, entries, beside)
+                said = TextDelta(text, choice.index, entries, beside)
+                yield from self._in_turn(said, self._count(choice.index)) if self._ids else (said,)
             for call in delta.tool_calls or ():
                 name = call.function.name if call.function else None
                 index = self._number(choice.index, call.index, call.id, name)
                 arguments = (call.function and call.function.arguments) or ""
                 beside = _beside(call, ("extra_content",)) if self._beside else None
                 name = self._names.get(name, name) if name else None
-                yield from self._in_turn(ToolCallDelta(index, arguments, call.id or None, name, choice.index, beside))
+                piece = ToolCallDelta(index, arguments, call.id or None, name, choice.index, beside)
+                yield from self._in_turn(piece, index)
             if choice.finish_reason is not None and choice.index in self._open:
                 yield from self._finish(choice.index, choice.finish_reason)
 
@@ -85,41 +87,47 @@ class Answer:
         # some servers make up an id for each piece of one call, of which only the first has the name.
         known = self._calls.get((choice, index))
         if known is None or (id and name and self._ids[choice, known] not in (None, id)):
-            known = self._calls[choice, index] = sum(1 for other, _ in self._ids if other == choice)
+            known = self._calls[choice, index] = self._count(choice)
         self._ids[choice, known] = self._ids.get((choice, known)) or id or None
         return known
 
-    def _in_turn(self, piece: ToolCallDelta) -> Iterator[ToolCallDelta]:
-        """`piece`, once the calls before its own are through: most formats have them one after the other."""
-        turn, ahead = self._turn[piece.choice], self._ahead[piece.choice]
-        if piece.index > turn:
-            ahead.append(piece)
-        else:
-            yield self._given(piece)
-        while ahead and _is_json("".join(self._arguments[piece.choice, turn])):
-            turn = self._turn[piece.choice] = turn + 1
-            yield from self._caught_up(piece.choice)
+    def _count(self, choice: int) -> int:
+        return sum(1 for other, _ in self._ids if other == choice)
 
-    def _caught_up(self, choice: int) -> Iterator[ToolCallDelta]:
+    def _in_turn(self, piece: TextDelta | ToolCallDelta, place: int) -> Iterator[Event]:
+        """`piece`, once the calls before its `place` are through: most formats have one thing after the other."""
+        choice, turn = piece.choice, self._turn[piece.choice]
+        if place > turn:
+            self._ahead[choice].append((place, piece))
+        elif place == turn:
+            yield self._given(piece)
+        # What comes behind a whole call's arguments is blanks at best.
+        while self._ahead[choice] and _is_json("".join(self._arguments[choice, turn])):
+            turn = self._turn[choice] = turn + 1
+            yield from self._caught_up(choice)
+
+    def _caught_up(self, choice: int) -> Iterator[Event]:
         """The pieces that had to wait for what is now the turn of `choice`."""
         turn, ahead = self._turn[choice], self._ahead[choice]
-        yield from [self._given(piece) for piece in ahead if piece.index == turn]
-        ahead[:] = [piece for piece in ahead if piece.index > turn]
+        yield from [self._given(piece) for place, piece in ahead if place == turn]
+        ahead[:] = [(place, piece) for place, piece in ahead if place > turn]
 
-    def _given(self, piece: ToolCallDelta) -> ToolCallDelta:
-        if piece.arguments:
+    def _given(self, piece: TextDelta | ToolCallDelta) -> TextDelta | ToolCallDelta:
+        if isinstance(piece, ToolCallDelta) and piece.arguments:
             self._arguments[piece.choice, piece.index].append(piece.arguments)
         return piece
 
     def _finish(self, choice: int, reason: str) -> Iterator[Event]:
         self._open.discard(choice)
-        calls = sum(1 for other, _ in self._ids if other == choice)
-        for turn in range(self._turn[choice], calls):
+        count = self._count(choice)
+        for turn in range(self._turn[choice], count):
             self._turn[choice] = turn
             yield from self._caught_up(choice)
             # A call without parameters may stream no arguments at all, and nothing is no JSON.
             if not self._arguments[choice, turn]:
                 yield ToolCallDelta(turn, "{}", choice=choice)
+        self._turn[choice] = count
+        yield from self._caught_up(choice)
         yield Finish(_FINISH.get(reason, "stop"), choice)
 
 

@@ -8,7 +8,12 @@ from models.interface import ChatRequest
 _TOKENS_PER_MESSAGE: Final = 16
 _TOKENS_PER_IMAGE: Final = 6000
 """Above what either provider charges for the largest image that it does not scale down."""
-_STANDARD_TIERS: Final = ("auto", "default", "flex", "standard_only")
+_AT_LIST_PRICE: Final = {
+    "service_tier": ("auto", "default", "flex", "standard_only"),
+    "speed": ("standard",),
+    "inference_geo": ("global",),
+}
+"""Values of fields, of which others cost more; the first is the provider's own default."""
 _RUN_BY_CLIENTS: Final = ("function", "custom", "bash_", "computer_", "memory_", "text_editor_")
 """Types of tools, or what Anthropic's begin with, that cost no more than their tokens."""
 
@@ -32,13 +37,15 @@ def runs_tools(request: ChatRequest) -> bool:
     return "web_search_options" in request.extra or any(not kind.startswith(_RUN_BY_CLIENTS) for kind in kinds)
 
 
-def unpriced(request: ChatRequest) -> bool:
-    """Whether it may cost more than its tokens at the list price: in a dearer tier, or by what it only points at."""
-    said = {**request.extra, **(request.verbatim.body if request.verbatim else {})}
-    tier, speed = said.get("service_tier") or "auto", said.get("speed") or "standard"
-    if tier not in _STANDARD_TIERS or speed != "standard":
-        return True
-    return any(_points_at_more(message) for message in (*request.messages, *(said.get("messages") or ())))
+def unpriced(request: ChatRequest, defaults: Mapping[str, Any]) -> bool:
+    """Whether it may cost more than its tokens at the list price, with what the settings' `defaults` add to it: in a
+    dearer tier or place, spoken, or for a document that it only points at."""
+    said = {**defaults, **request.extra, **(request.verbatim.body if request.verbatim else {})}
+    return (
+        any((said.get(name) or usual[0]) not in usual for name, usual in _AT_LIST_PRICE.items())
+        or "audio" in (said.get("modalities") or ())
+        or any(_points_at_more(message) for message in (*request.messages, *(said.get("messages") or ())))
+    )
 
 
 def _points_at_more(value: Any) -> bool:

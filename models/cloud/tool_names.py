@@ -15,7 +15,7 @@ def shortened(body: Mapping[str, Any]) -> dict[str, Any]:
     if tools := body.get("tools"):
         short["tools"] = [_short(tool) for tool in tools]
     if "tool_choice" in body:
-        short["tool_choice"] = _short(body["tool_choice"])
+        short["tool_choice"] = _short_choice(body["tool_choice"])
     short["messages"] = [
         {**message, "tool_calls": [_short(call) for call in message["tool_calls"]]}
         if isinstance(message.get("tool_calls"), list)
@@ -23,6 +23,13 @@ def shortened(body: Mapping[str, Any]) -> dict[str, Any]:
         for message in body["messages"]
     ]
     return short
+
+
+def _short_choice(choice: Any) -> Any:
+    match choice:
+        case {"type": "allowed_tools", "allowed_tools": {"tools": list(tools)} as allowed}:
+            return {**choice, "allowed_tools": {**allowed, "tools": [_short(tool) for tool in tools]}}
+    return _short(choice)
 
 
 def whole_names(tools: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -122,7 +122,7 @@ def _with_parsed_arguments(message: Message) -> Message:
     calls = []
     for call in message["tool_calls"]:
         function = dict(call["function"])
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
             function["arguments"] = json.loads(function.get("arguments") or "{}")
         calls.append({**call, "function": function})
     return {**message, "tool_calls": calls}

@@ -46,8 +46,8 @@ class Grammar:
     def __init__(self) -> None:
         self._rules: list[str] = []
         self._refs: dict[tuple[int, str], str] = {}
-        self._documents: list[Schema] = []
-        """Kept while their addresses are in `_refs`: another document could get the address of one that is gone."""
+        self._kept: list[Schema] = []
+        """While their addresses are in `_refs`: another schema could get the address of one that is gone."""
 
     def text(self, root: str) -> str:
         """The whole grammar, of which `root` is what an answer must be."""
@@ -70,8 +70,8 @@ class Grammar:
             return self._any([literal(_dump(value)) for value in _list(schema, "enum")])
         for key in ("anyOf", "oneOf"):
             if key in schema:
-                parts = [_beside(schema, key, part, document) for part in _list(schema, key)]
-                return self._any([self.schema(part, document, depth + 1) for part in parts])
+                count = len(_list(schema, key))
+                return self._any([self._alternative(schema, key, index, document, depth) for index in range(count)])
         if "allOf" in schema:
             return self.schema(_merged(schema, document), document, depth + 1)
         kinds = schema.get("type", _implied_type(schema))
@@ -134,14 +134,24 @@ class Grammar:
         return self.rule(f'"[" ws {items} ws "]"' if least else f'"[" ws ({items})? ws "]"')
 
     def _ref(self, pointer: Any, document: Schema, depth: int) -> str:
-        key = (id(document), str(pointer))
-        if key not in self._refs:
-            self._documents.append(document)
+        target = _resolve(str(pointer), document)
+        return self._once((id(document), str(pointer)), document, target, document, depth)
+
+    def _alternative(self, schema: Mapping[str, Any], key: str, index: int, document: Schema, depth: int) -> str:
+        part = schema[key][index]
+        whole = _beside(schema, key, part, document)
+        if whole is part:
+            return self.schema(part, document, depth + 1)
+        return self._once((id(schema), f"{key}/{index}"), schema, whole, document, depth)
+
+    def _once(self, place: tuple[int, str], kept: Schema, schema: Schema, document: Schema, depth: int) -> str:
+        """The rule for the `schema` that stands at that place of `kept`."""
+        if place not in self._refs:
+            self._kept.append(kept)
             # Named before it is built, so that a schema may contain itself.
-            self._refs[key] = name = self.rule("")
-            target = self.schema(_resolve(str(pointer), document), document, depth + 1)
-            self._rules[int(name[1:])] = f"{name} ::= {target}"
-        return self._refs[key]
+            self._refs[place] = name = self.rule("")
+            self._rules[int(name[1:])] = f"{name} ::= {self.schema(schema, document, depth + 1)}"
+        return self._refs[place]
 
     def _any(self, expressions: Sequence[str]) -> str:
         return self.rule(" | ".join(expressions))
@@ -169,25 +179,46 @@ def _merged(schema: Mapping[str, Any], document: Schema) -> dict[str, Any]:
     """One object schema for an `allOf` of them."""
     merged = {key: value for key, value in schema.items() if key != "allOf"}
     for part in _list(schema, "allOf"):
-        hops = 0
-        while isinstance(part, Mapping) and "$ref" in part and hops < _DEEPEST:
-            part, hops = _resolve(str(part["$ref"]), document), hops + 1
+        part = _target(part, document)
         if not isinstance(part, Mapping):
             raise ValueError("'allOf' must be a list of object schemas")
         merged |= {key: value for key, value in part.items() if key not in ("properties", "required")}
         if "properties" in part:
-            merged["properties"] = {**merged.get("properties", {}), **part["properties"]}
+            said = merged.get("properties", {}), part["properties"]
+            if not all(isinstance(each, Mapping) for each in said):
+                raise ValueError("'properties' must be an object")
+            merged["properties"] = {**said[0], **said[1]}
         if "required" in part:
-            merged["required"] = [*merged.get("required", ()), *part["required"]]
+            names = merged.get("required", []), part["required"]
+            if not all(isinstance(each, list | tuple) for each in names):
+                raise ValueError("'required' must be a list")
+            merged["required"] = [*names[0], *names[1]]
     return merged
 
 
 def _beside(schema: Mapping[str, Any], key: str, part: Schema, document: Schema) -> Schema:
     """One of the alternatives under `key`, with what `schema` asks for beside them."""
     rest = {name: value for name, value in schema.items() if name != key}
-    if not isinstance(part, Mapping) or not rest.keys() & _CONSTRAINTS:
+    held_to = rest.keys() & _CONSTRAINTS
+    target = _target(part, document)
+    if target is True and held_to:
+        return rest
+    # What leads on to alternatives of its own may lead back here.
+    if not held_to or not isinstance(target, Mapping) or target.keys() & {"anyOf", "oneOf", "$ref"}:
         return part
-    return _merged({**rest, "allOf": [*rest.get("allOf", ()), part]}, document)
+    whole = _merged({**rest, "allOf": [*rest.get("allOf", ()), part]}, document)
+    known = whole.get("properties", {})
+    # One that only an alternative names may be anything, or not be there.
+    whole["required"] = [name for name in whole.get("required", ()) if name in known]
+    return whole
+
+
+def _target(part: Any, document: Schema) -> Any:
+    """What a schema is once its references are followed, as far as that leads."""
+    hops = 0
+    while isinstance(part, Mapping) and "$ref" in part and hops < _DEEPEST:
+        part, hops = _resolve(str(part["$ref"]), document), hops + 1
+    return part
 
 
 def _implied_type(schema: Mapping[str, Any]) -> str | None:

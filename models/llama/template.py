@@ -203,7 +203,7 @@ def _in_the_open(message: dict[str, Any]) -> dict[str, Any]:
     calls = []
     for call in message["tool_calls"]:
         function = dict(call["function"])
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
             said = json.dumps(json.loads(function["arguments"]), ensure_ascii=False)
             function["arguments"] = said.encode("utf-8", "replace").decode()
         calls.append({**call, "function": function})
@@ -258,7 +258,7 @@ def _call_text(function: Mapping[str, Any]) -> str:
 
 def _bare_call_text(function: Mapping[str, Any]) -> str:
     arguments = function.get("arguments") or "{}"
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         arguments = json.dumps(json.loads(arguments), ensure_ascii=False)
     return f'{{"name": {json.dumps(function.get("name"), ensure_ascii=False)}, "parameters": {arguments}}}'
 

@@ -15,6 +15,8 @@ _CLOSE = "</tool_call>"
 _MOST_CALLS = 8
 _START = r'\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*'
 _HEAD = re.compile(_START + r'"((?:[^"\\]|\\.)*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_CUT = re.compile(r'\s*\{\s*(?:"(?:(?:n(?:am?)?|t(?:yp?)?)?\Z|(?:name|type)\b)|\Z)')
+"""What a call begins with that was cut off before its arguments."""
 _LONGEST_HEAD = 200
 
 
@@ -109,6 +111,8 @@ class ToolCallReader:
 
     def finish(self) -> Iterator[TextDelta]:
         """The rest, when no more text comes; a call that was cut off stays as far as it got."""
+        if self._inside and self._scan is None and not self._bare and not _CUT.match(self._text):
+            self._inside, self._text = False, self._blank + OPEN + self._text
         if self._text and not self._inside:
             yield self._weighed(TextDelta(self._text, self.choice))
 

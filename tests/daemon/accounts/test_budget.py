@@ -373,7 +373,9 @@ RESULT = {"type": "tool_result", "tool_use_id": "1", "content": [PDF]}
     [
         (ChatRequest(messages=HELLO), False),
         (ChatRequest(messages=HELLO, extra={"service_tier": "flex", "speed": "standard"}), False),
-        (ChatRequest(messages=HELLO, extra={"service_tier": None}), False),
+        (ChatRequest(messages=HELLO, extra={"service_tier": None, "modalities": ["text"]}), False),
+        (ChatRequest(messages=HELLO, extra={"modalities": ["text", "audio"]}), True),
+        (ChatRequest(messages=HELLO, verbatim=Verbatim("anthropic", {"inference_geo": "us"})), True),
         (ChatRequest(messages=HELLO, extra={"service_tier": "priority"}), True),
         (ChatRequest(messages=HELLO, verbatim=Verbatim("anthropic", {"speed": "fast"})), True),
         (ChatRequest(messages=[{"role": "user", "content": [PDF]}]), True),
@@ -384,7 +386,8 @@ RESULT = {"type": "tool_result", "tool_use_id": "1", "content": [PDF]}
     ],
 )
 def test_what_may_cost_more_than_the_list_says_has_no_known_price(request_: ChatRequest, unknown: bool) -> None:
-    assert unpriced(request_) is unknown
+    assert unpriced(request_, {}) is unknown
+    assert unpriced(request_, {"service_tier": "priority"}) is (unknown or "service_tier" not in request_.extra)
 
 
 async def test_under_a_budget_a_dearer_tier_stays_here(escalating: Escalating, upstream: Upstream) -> None:
@@ -393,7 +396,7 @@ async def test_under_a_budget_a_dearer_tier_stays_here(escalating: Escalating, u
     async with session(daemon) as opened:
         dearer = await ask(opened, service_tier="priority")
         plain = await ask(opened, service_tier="default")
-    assert (dearer.headers["x-upcall-route"], dearer.headers["x-upcall-reason"]) == ("local", "unknown_price")
+    assert (dearer.headers["x-upcall-route"], dearer.headers["x-upcall-reason"]) == ("local", "unknown_cost")
     assert plain.headers["x-upcall-route"] == "cloud"
 
 

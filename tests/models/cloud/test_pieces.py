@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from models.cloud.answer import Answer
 from models.cloud.completions import Chunk
 from models.cloud.tool_names import LONGEST, shortened
-from models.interface import ChatRequest, ToolCallDelta
+from models.interface import ChatRequest, TextDelta, ToolCallDelta
 
 _CHUNK = TypeAdapter(Chunk)
 
@@ -69,10 +69,32 @@ def test_calls_that_a_server_mixes_come_one_after_the_other() -> None:
     assert whole == ['{"x": 1}', '{"y": 2}', "{}"]
 
 
+def test_words_between_calls_divide_none_of_them() -> None:
+    answer = Answer(ChatRequest(messages=[]))
+    deltas = [{"tool_calls": [call("a", "now", "", index=0)]}, {"content": "\n"}, {"content": "So."}]
+    deltas += [{"tool_calls": [call("b", "f", "{}", index=1)]}, {"content": "Then."}]
+    deltas += [{"tool_calls": [call("a", None, "  ", index=0)]}]
+    chunks = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}
+    said = [event for chunk in (*chunks, last) for event in answer.read(_CHUNK.validate_python(chunk))]
+    shape = ["".join(e.text) if isinstance(e, TextDelta) else getattr(e, "index", None) for e in said]
+    assert shape == [0, 0, "\n", "So.", 1, "Then.", None]
+
+
+def test_a_call_after_an_end_that_was_said_too_early_is_not_lost() -> None:
+    answer = Answer(ChatRequest(messages=[]))
+    pieces = [call("a", "now", "", index=0), call("b", "f", '{"x": 1}', index=1)]
+    chunks = [{"choices": [{"index": 0, "delta": {"tool_calls": [p]}, "finish_reason": "tool_calls"}]} for p in pieces]
+    said = [event for chunk in chunks for event in answer.read(_CHUNK.validate_python(chunk))]
+    assert [(e.index, e.arguments) for e in said if isinstance(e, ToolCallDelta)][-1] == (1, '{"x": 1}')
+
+
 def test_a_tool_name_too_long_for_openai_goes_out_short_and_comes_back_whole() -> None:
     names = ["mcp__" + "a" * LONGEST + end for end in ("_read", "_write")] + ["short"]
     tools = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in names]
     history = [{"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": {"name": names[1]}}]}]
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [tools[1]]}}
+    chosen = shortened({"messages": [], "tools": tools, "tool_choice": allowed})["tool_choice"]
     body = {"tools": tools, "tool_choice": tools[0], "messages": [{"role": "user", "content": "hi"}, *history]}
 
     sent = shortened(body)
@@ -81,6 +103,7 @@ def test_a_tool_name_too_long_for_openai_goes_out_short_and_comes_back_whole() -
     assert max(map(len, short)) == LONGEST
     assert len(set(short)) == 3
     assert sent["tool_choice"]["function"]["name"] == short[0]
+    assert chosen["allowed_tools"]["tools"] == [sent["tools"][1]]
     assert sent["messages"][1]["tool_calls"][0]["function"]["name"] == short[1]
     assert sent["messages"][0] is body["messages"][0]
     said = calls(*(call(str(i), name, "{}", index=i) for i, name in enumerate(short)), offered=names)

@@ -137,6 +137,45 @@ async def test_alternatives_stand_beside_what_holds_for_all_of_them(model: Llama
     assert json.loads(answer.text()) in ({"a": 1}, {"a": 2}, {"b": 3}, {"a": 1, "b": 3}, {"a": 2, "b": 3})
 
 
+NODE = {
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {"kids": {"type": "array", "items": {"type": "object", "oneOf": [{"$ref": "#/$defs/node"}]}}},
+        },
+        "and": {
+            "type": "object",
+            "properties": {"left": {"$ref": "#/$defs/any"}, "right": {"$ref": "#/$defs/any"}},
+            "oneOf": [{"$ref": "#/$defs/any"}, {"required": ["left"]}, True],
+        },
+        "any": {
+            "type": "object",
+            "properties": {"x": {}},
+            "anyOf": [{"$ref": "#/$defs/and"}, {"$ref": "#/$defs/node"}],
+        },
+    }
+}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**NODE, "$ref": "#/$defs/node"},
+        {**NODE, "$ref": "#/$defs/any"},
+        {"type": "object", "properties": {"a": {}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        {"type": "object", "additionalProperties": {"type": "string"}, "anyOf": [{"required": ["a"]}]},
+    ],
+)
+async def test_alternatives_that_lead_back_or_name_what_is_not_there_have_a_grammar(schema: Any) -> None:
+    assert Grammar().schema(schema)
+
+
+async def test_alternatives_of_the_wrong_kind_are_refused_and_no_crash() -> None:
+    for wrong in ({"properties": None}, {"required": "a"}):
+        with pytest.raises(ValueError, match="must be"):
+            Grammar().schema({"type": "object", "properties": {"a": {}}, "required": [], "anyOf": [wrong]})
+
+
 async def test_deeply_nested_schema_is_refused_not_a_crash(model: LlamaModel) -> None:
     schema: dict[str, Any] = {"type": "null"}
     for _ in range(500):

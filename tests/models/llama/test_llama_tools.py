@@ -116,6 +116,8 @@ LOOKALIKES = [
     "tail \n",
     "Wrap calls in <tool_call> tags, as Hermes does. That is all.",
     'As in\n<tool_call>{"name": "f", "arguments": "none"}</tool_call>',
+    "Models wrap calls in <tool_call>",
+    'e.g. <tool_call>{"x": 1}',
 ]
 JSON_ANSWERS = [
     '{"name": "unknown", "arguments": {}}',
@@ -154,6 +156,12 @@ def test_text_that_only_looks_like_a_call_stays_text(text: str, size: int) -> No
     events = read(text, size)
     assert not [event for event in events if isinstance(event, ToolCallDelta)]
     assert "".join(event.text for event in events if isinstance(event, TextDelta)) == text
+
+
+@pytest.mark.parametrize("end", range(1, 36))
+def test_a_call_that_was_cut_off_is_no_text(end: int) -> None:
+    begun = '{"name": "f", "arguments": {"a": 1}'[:end]
+    assert not [event for event in read(f"<tool_call>{begun}", 1000) if isinstance(event, TextDelta) and event.text]
 
 
 def read(text: str, size: int) -> list[Event]:

@@ -1,13 +1,18 @@
 # `make` lists the targets. Everything that is installed is pinned by hash, in the requirements*.lock files.
 
-PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# Not 3.14: onnxruntime-extensions, which reads the encoder's words, has no wheel for it yet.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 UV := 0.13.9
 TORCH := 2.13.0
 APT := dbus dbus-user-session libpam-systemd gnome-keyring libsecret-tools systemd-container nftables uidmap \
 	chromium chromium-driver fonts-dejavu-core strace iproute2
+
+# Where the system's Python has moved on to another version an environment of the earlier one holds nothing.
+$(shell test ! -e .venv/.installed || $(BIN)/python -P -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("aiohttp"))' \
+	2>/dev/null || rm -rf .venv)
 
 .PHONY: help install run run-pair test test-deps lint docs bench train-deps lock clean
 .DELETE_ON_ERROR:
@@ -70,7 +75,7 @@ clean: ## remove everything that was made here; the cached wheel and pulled mode
 	rm -rf .venv .venv-llmock .venv-clients .build tests/emulators/node_modules tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache
 
 .venv/.installed: requirements.lock requirements-llama.lock pyproject.toml .ci/llama_wheel.py .ci/nocommon.cmake
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; if it has another name: make PYTHON=/path/to/python"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; if it has another name: make PYTHON=/path/to/python"; exit 1; }
 	@echo "Installing into .venv with $$($(PYTHON) --version)"
 	$(PYTHON) -m venv .venv
 	wheel=$$($(BIN)/python .ci/llama_wheel.py) && $(PIP) install --quiet --no-index --no-deps --force-reinstall "$$wheel"

@@ -289,7 +289,7 @@ class Feedback(Section):
 class Telemetry(Section):
     otlp_endpoint: str | None = None
     """URL of an OpenTelemetry collector, such as `http://127.0.0.1:4318`, that gets a span for each finished request,
-    without a word of it. Takes the extra `upcall[otel]`; in privacy mode only this machine's own gets any."""
+    without a word of it. Takes the extra `otel`; in privacy mode only this machine's own gets any."""
 
     @property
     def is_loopback(self) -> bool:
@@ -304,7 +304,7 @@ class Telemetry(Section):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{endpoint!r} is no http or https URL, such as http://127.0.0.1:4318")
         if find_spec("opentelemetry") is None:
-            raise ValueError("traces take the extra otel, which is not installed: `pip install 'upcall[otel]'`")
+            raise ValueError("traces take the extra otel, which is not installed: `pip install -e '.[otel]'`")
         return endpoint
 
 

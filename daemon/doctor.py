@@ -189,8 +189,19 @@ def _cloud(settings: Settings) -> Iterator[Finding]:
         try:
             yield Finding("key", "ok", f"{cloud.key_name} for {cloud.name}: {keys.where(cloud.key_name)}")
         except (keys.KeyUnavailable, ValueError) as error:
+            if cloud is clouds[0] and _daemon_has_key(settings):
+                yield Finding("key", "ok", f"{cloud.key_name} for {cloud.name}: the daemon that runs has it")
+                continue
             meanwhile = f"{cloud.name} is passed over" if len(clouds) > 1 else "prompts stay here"
             yield Finding("key", "note", f"{error} Until then {meanwhile}")
+
+
+def _daemon_has_key(settings: Settings) -> bool:
+    """A service may have one as a credential, which nobody else can see."""
+    try:
+        return bool(call(settings.server, "GET", "/healthz")["cloud"]["has_key"])
+    except (NotRunning, DaemonError):
+        return False
 
 
 def _traces(settings: Settings) -> Iterator[Finding]:
@@ -259,8 +270,26 @@ def _battery(settings: Settings) -> Iterator[Finding]:
 def _systemd(_: Settings) -> Iterator[Finding]:
     if shutil.which("systemctl") is None:
         yield Finding("systemd", "note", "there is none here; run `upcall serve` yourself")
+    elif kept := [name for name, value in _NO_NAMESPACES.items() if _sysctl(name) == value]:
+        text = f"{kept[0]} = {_NO_NAMESPACES[kept[0]]} keeps user namespaces from services, and upcall's needs one: "
+        yield Finding("systemd", "note", f"{text}allow them (docs/privacy.md), or run `upcall serve` yourself")
     else:
         yield Finding("systemd", "ok", "`upcall service install` makes upcall a user service")
+
+
+_NO_NAMESPACES = {
+    "kernel.apparmor_restrict_unprivileged_userns": "1",
+    "kernel.unprivileged_userns_clone": "0",
+    "user.max_user_namespaces": "0",
+}
+
+
+def _sysctl(name: str) -> str:
+    """Its value; nothing where the kernel has none of that name."""
+    try:
+        return Path("/proc/sys", *name.split(".")).read_text().strip()
+    except OSError:
+        return ""
 
 
 def _disk(_: Settings) -> Iterator[Finding]:

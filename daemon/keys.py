@@ -61,7 +61,10 @@ _SENTENCES: Final = {
     KeyState.OK: "The key {name} is there.",
     KeyState.MISSING: "There is no key {name}: store one with `upcall key set {name}`.",
     KeyState.LOCKED: "The keyring with the key {name} is locked: unlock it, for example by logging in to the desktop.",
-    KeyState.UNAVAILABLE: "No keyring can be used here: give the key {name} as a systemd credential instead.",
+    KeyState.UNAVAILABLE: (
+        "No keyring can be used here: give the key {name} as a systemd credential instead, or in a file of that name "
+        "in a folder that CREDENTIALS_DIRECTORY names."
+    ),
 }
 
 

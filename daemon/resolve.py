@@ -54,6 +54,10 @@ def _file(model: str, store: Store) -> tuple[Path, str]:
     return store.path(PREFERRED[-1]), PREFERRED[-1]
 
 
+def _of_presets() -> set[str]:
+    return {preset.provider for preset in presets().values()}
+
+
 def remote(settings: Local) -> CloudSettings:
     """The server that takes the local engine's place, where `settings` name an endpoint."""
     return CloudSettings(
@@ -86,6 +90,8 @@ def cloud(settings: Endpoint, where: str = "cloud") -> CloudSettings:
             f"{where}.model: {settings.model!r} is no preset ({', '.join(presets())}); for any other model set "
             f"{where}.provider, too"
         )
+    if preset and provider != preset.provider and not settings.base_url and provider in _of_presets():
+        raise ConfigError(f"{where}.model: {settings.model} is {preset.provider}'s; set a model of {provider}'s, too")
     # Another provider's preset says nothing about this endpoint.
     own = CloudSettings(name=settings.model, provider=provider, model=settings.model)
     base = preset if preset and preset.provider == provider else own

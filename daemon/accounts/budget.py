@@ -35,7 +35,7 @@ class Hold:
     """What it did cost, or may have cost."""
     estimated: bool = False
     """The provider has not said what it counted."""
-    day: str = field(default_factory=lambda: time.strftime("%Y-%m-%d"))
+    day: str = field(default_factory=lambda: _today())
 
     def sent(self) -> None:
         """The request is on its way: unless more becomes known, it costs the most."""
@@ -89,7 +89,7 @@ class Budget:
             return Reason.MAX_COST
         if limits.limited and (self._before is None or self.ledger.trouble):
             return Reason.BUDGET_UNKNOWN
-        today = time.strftime("%Y-%m-%d")
+        today = _today()
         if limits.daily_usd is not None and self._spent(today) + nano(most_usd) > nano(limits.daily_usd):
             return Reason.BUDGET
         if limits.monthly_usd is not None and self._spent(today[:7]) + nano(most_usd) > nano(limits.monthly_usd):
@@ -114,7 +114,7 @@ class Budget:
 
     def shown(self, limits: config.Budget) -> dict[str, Any]:
         """Limits and what they have to hold, in US dollars, as a JSON object; what is in flight counts as spent."""
-        today = time.strftime("%Y-%m-%d")
+        today = _today()
         return {
             "daily_usd": limits.daily_usd,
             "monthly_usd": limits.monthly_usd,
@@ -148,6 +148,12 @@ class Budget:
 
 def nano(usd: float) -> int:
     return round(usd * NANO)
+
+
+def _today() -> str:
+    """By the clock of where the machine is now: it may have travelled since the start."""
+    time.tzset()
+    return time.strftime("%Y-%m-%d")
 
 
 def _set_aside(connection: sqlite3.Connection, id: str, wire: str, model: str, hold: Hold) -> None:

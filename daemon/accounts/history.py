@@ -85,6 +85,7 @@ class History:
 
     def stats(self, now: float | None = None) -> dict[str, Any]:
         """What today, the last 7 days and this calendar month came to, and the last 24 hours and 31 days one by one."""
+        time.tzset()  # the machine may have travelled since the start
         now = time.time() if now is None else now
         midnight = datetime.fromtimestamp(now).replace(hour=0, minute=0, second=0, microsecond=0)
         starts = {"today": midnight, "week": midnight - timedelta(days=6), "month": midnight.replace(day=1)}

@@ -11,7 +11,7 @@ from daemon.accounts.ledger import Ledger, Record, values
 from daemon.api.explain import explanation, headers, new_request_id
 from daemon.api.wish import Asked
 from daemon.dispatcher import Bill, Chosen
-from models.interface import Event, Failure, Finish, PromptRead, TextDelta, ToolCallDelta, Usage
+from models.interface import Event, Failure, Finish, Native, PromptRead, TextDelta, ToolCallDelta, Usage
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Exchange:
                         # No word of the answer: another model may still give it.
                         self.prompt = Usage(item.prompt_tokens, 0, item.cached_tokens)
                         continue
-                    case TextDelta() | ToolCallDelta():
+                    case TextDelta() | ToolCallDelta() | Native():
                         self._first_word = self._first_word or time.perf_counter() - self._start
                     case Usage():
                         self.usage = item

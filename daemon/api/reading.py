@@ -13,6 +13,11 @@ from daemon.api.wish import take_wishes
 Body = TypeVar("Body", bound=BaseModel)
 
 
+_WRAPPED = 10
+"""Levels that a body goes deeper on its way to a model's process, whose parser of JSON ends as deep as this one."""
+_DEEP = 200 - _WRAPPED
+
+
 class Loose(BaseModel):
     """A body or a part of one. What is not named in it is no error: where a cloud may know it, it passes as it is."""
 
@@ -21,10 +26,16 @@ class Loose(BaseModel):
 
 async def read(request: web.Request, model: type[Body]) -> tuple[Body, dict[str, Any], Mapping[str, str]]:
     """The body as `model`, as it came, and its wishes as headers would name them. Raises `ApiError`."""
+    body = await request.read()
     try:
-        raw = from_json(await request.read(), allow_inf_nan=False)
+        raw = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(400, f"The body is not valid JSON: {error}.") from None
+    if body.count(b"[") + body.count(b"{") > _DEEP:
+        try:
+            from_json(b"[" * _WRAPPED + body + b"]" * _WRAPPED)
+        except ValueError:
+            raise ApiError(400, f"The body is nested more than {_DEEP} deep.") from None
     if not isinstance(raw, dict):
         raise ApiError(400, "The body must be a JSON object.")
     wishes = take_wishes(raw)

@@ -47,7 +47,7 @@ class Answer:
         """The events of one chunk, usage excepted, which some servers repeat: `usage` has the last."""
         if chunk.usage is not None:
             details = chunk.usage.prompt_tokens_details
-            cached = (details and details.cached_tokens) or 0
+            cached = max((details and details.cached_tokens) or 0, 0)
             written = (details and getattr(details, "cache_write_tokens", None)) or 0
             by_age = details and getattr(details, "cache_creation_token_details", None)
             long = (by_age and by_age.ephemeral_1h_input_tokens) or 0

@@ -16,7 +16,7 @@ from openai import AsyncOpenAI
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from models.cloud.http import AnsweredError, Http
+from models.cloud.http import ALIVE, Alive, AnsweredError, Http
 
 
 @dataclass(slots=True)
@@ -115,18 +115,21 @@ def speaks_plainly(provider: AnyLLM) -> bool:
     )
 
 
-async def completions(http: Http, client: AsyncOpenAI, body: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
+async def completions(http: Http, client: AsyncOpenAI, body: Mapping[str, Any]) -> AsyncGenerator[Chunk | Alive, None]:
     """Ask as `client` would, and give the chunks of the answer. Raises as `Http` does, and ValidationError for what is
     no chunk."""
     headers = {**own_headers(client), "Authorization": f"Bearer {client.api_key}"}
     stream = await http.post(f"{own_address(client)}/chat/completions", headers, body)
 
-    async def chunks() -> AsyncGenerator[Chunk, None]:
+    async def chunks() -> AsyncGenerator[Chunk | Alive, None]:
         async with aclosing(stream):
             async for data in stream:
-                if data.startswith(b"[DONE]"):
+                if isinstance(data, Alive):
+                    yield ALIVE
+                elif data.startswith(b"[DONE]"):
                     break
-                yield _chunk(data)
+                else:
+                    yield _chunk(data)
             # Without the end of its body a connection cannot be used again.
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LINGER_SECONDS):

@@ -8,7 +8,7 @@ from typing import Any, Final
 from anthropic import AsyncAnthropic
 
 from models.cloud.completions import own_address, own_headers
-from models.cloud.http import AnsweredError, Http
+from models.cloud.http import ALIVE, Alive, AnsweredError, Http
 from models.cloud.settings import CloudSettings
 from models.interface import Event, Finish, FinishReason, Native, PromptRead, TextDelta, ToolCallDelta, Usage, Verbatim
 
@@ -31,14 +31,17 @@ def message_body(settings: CloudSettings, request: Verbatim) -> dict[str, Any]:
 
 async def messages(
     http: Http, client: AsyncAnthropic, body: Mapping[str, Any], headers: Mapping[str, str]
-) -> AsyncGenerator[Mapping[str, Any], None]:
+) -> AsyncGenerator[Mapping[str, Any] | Alive, None]:
     """Ask as `client` would, and give the events of the answer. Raises as `Http` does, and JSONDecodeError."""
     headers = {**own_headers(client), "x-api-key": client.api_key or "", **headers}
     stream = await http.post(f"{own_address(client)}/v1/messages", headers, body)
 
-    async def events() -> AsyncGenerator[Mapping[str, Any], None]:
+    async def events() -> AsyncGenerator[Mapping[str, Any] | Alive, None]:
         async with aclosing(stream):
             async for data in stream:
+                if isinstance(data, Alive):
+                    yield ALIVE
+                    continue
                 event = json.loads(data)
                 if event["type"] == "error":
                     raise AnsweredError(0, event, {})
@@ -85,13 +88,10 @@ class MessageAnswer:
         """What Anthropic says it counted, the cache's tokens with the prompt's as in OpenAI's usage."""
         if not self._said:
             return None
-        read, written = (self._said.get(f"cache_{what}_input_tokens") or 0 for what in ("read", "creation"))
-        long = (self._said.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0
-        prompt = (self._said.get("input_tokens") or 0) + read + written
-        # Less than none would lower what was spent.
-        return Usage(
-            max(prompt, 0), max(self._said.get("output_tokens") or 0, 0), max(read, 0), max(written - long, 0), long
-        )
+        read, written = (_count(self._said.get(f"cache_{what}_input_tokens")) for what in ("read", "creation"))
+        long = _count((self._said.get("cache_creation") or {}).get("ephemeral_1h_input_tokens"))
+        prompt = _count(self._said.get("input_tokens")) + read + written
+        return Usage(prompt, _count(self._said.get("output_tokens")), read, max(written - long, 0), long)
 
     def _begin(self, index: int, block: Mapping[str, Any]) -> Iterator[Event]:
         if block["type"] == "text":
@@ -100,21 +100,33 @@ class MessageAnswer:
                 # Citations divide an answer into many blocks of text.
                 yield Native({"type": "content_block_start", "content_block": {"type": "text", "text": ""}})
             if block.get("text"):
-                yield TextDelta(block["text"])
+                yield TextDelta(_text(block["text"]))
         elif block["type"] == "tool_use":
             self._calls[index] = len(self._calls)
             self._silent.add(index)
             beside = {name: value for name, value in block.items() if name not in _OF_A_CALL} or None
-            yield ToolCallDelta(self._calls[index], "", block["id"], block["name"], beside=beside)
+            yield ToolCallDelta(self._calls[index], "", _text(block["id"]), _text(block["name"]), beside=beside)
         else:
             yield Native({"type": "content_block_start", "content_block": block})
 
     def _go_on(self, index: int, delta: Mapping[str, Any]) -> Iterator[Event]:
         if delta["type"] == "text_delta":
-            yield TextDelta(delta["text"])
+            yield TextDelta(_text(delta["text"]))
         elif delta["type"] == "input_json_delta" and index in self._calls:
-            if delta["partial_json"]:
+            arguments = _text(delta["partial_json"])
+            if arguments:
                 self._silent.discard(index)
-            yield ToolCallDelta(self._calls[index], delta["partial_json"])
+            yield ToolCallDelta(self._calls[index], arguments)
         else:
             yield Native({"type": "content_block_delta", "delta": delta})
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("what should be text is none")
+    return value
+
+
+def _count(value: object) -> int:
+    """Less than none would lower what was spent."""
+    return max(int(value), 0) if isinstance(value, int | float) else 0

@@ -14,6 +14,7 @@ from models.cloud.answer import Answer
 from models.cloud.breaker import Breaker
 from models.cloud.completions import completions, speaks_plainly
 from models.cloud.failures import CloudError, broke_off, explain
+from models.cloud.http import ALIVE
 from models.cloud.messages import MessageAnswer, message_body, messages
 from models.cloud.providers import Connection, arguments, connect
 from models.cloud.retry import RetryPolicy
@@ -175,6 +176,9 @@ class CloudModel:
 
         try:
             chunk = await self._within(first(), self._settings.first_byte_timeout, "begin to answer", deadline)
+            while chunk is ALIVE:
+                more = anext(stream, None)
+                chunk = await self._within(more, self._settings.first_byte_timeout, "begin to answer", deadline)
         except BaseException as error:
             if stream is not None:
                 await stream.aclose()
@@ -192,9 +196,11 @@ class CloudModel:
 
     async def _next(self, stream: AsyncIterator[Any], request: ChatRequest, deadline: float) -> Any:
         try:
-            return await self._within(
-                anext(stream, None), self._settings.chunk_timeout, "go on with its answer", deadline
-            )
+            while True:
+                more = anext(stream, None)
+                chunk = await self._within(more, self._settings.chunk_timeout, "go on with its answer", deadline)
+                if chunk is not ALIVE:
+                    return chunk
         except CloudError:
             raise
         except Exception as error:

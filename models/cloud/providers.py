@@ -15,7 +15,7 @@ from any_llm import AnyLLM
 from any_llm.providers.anthropic.base import BaseAnthropicProvider
 from any_llm.providers.openai.base import BaseOpenAIProvider
 
-from models.cloud.http import KEEP_ALIVE, Http
+from models.cloud.http import KEEP_ALIVE, SOCKET_OPTIONS, Http
 from models.cloud.settings import CloudSettings
 from models.cloud.tool_names import shortened
 from models.interface import ChatRequest
@@ -82,15 +82,21 @@ def connect(settings: CloudSettings, key: str) -> Connection:
     if not base_url:
         raise ValueError(f"Cloud model {settings.name} needs a base_url.")
     tls = httpx.create_ssl_context(trust_env=False)
+    # Beside what comes with httpx, what this machine trusts: a house's own authority.
+    tls.load_default_certs()
     if settings.ca_bundle:
         tls = ssl.create_default_context(cafile=settings.ca_bundle)
     client = http.AsyncClient(
         trust_env=False,
         # A redirect would carry Anthropic's key header along to another host.
         follow_redirects=False,
-        limits=http.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=KEEP_ALIVE),
-        proxy=settings.proxy,
-        verify=tls,
+        transport=http.AsyncHTTPTransport(
+            limits=http.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=KEEP_ALIVE),
+            proxy=settings.proxy,
+            verify=tls,
+            trust_env=False,
+            socket_options=SOCKET_OPTIONS,
+        ),
     )
     made = AnyLLM.create(
         settings.provider,

@@ -139,6 +139,9 @@ def test_a_preset_brings_its_provider_and_any_other_model_must_name_one() -> Non
     assert resolve.cloud(Cloud(model="claude-3-opus")).provider == "anthropic"
     with pytest.raises(ConfigError, match=r"cloud\.provider"):
         resolve.cloud(Cloud(model="my-model"))
+    with pytest.raises(ConfigError, match="gpt-4 is openai's; set a model of anthropic's"):
+        resolve.cloud(Cloud(model="gpt-4", provider="anthropic"))
+    assert resolve.cloud(Cloud(model="gpt-4", provider="openrouter")).model == "gpt-4"
 
 
 def test_settings_survive_the_way_to_another_process() -> None:

@@ -237,6 +237,20 @@ async def test_a_day_is_the_calendars_also_where_clocks_were_changed(
     assert [day["local"] for day in days] == [0] * 30 + [2]
 
 
+async def test_days_end_where_the_machine_is_and_not_where_it_was_started(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.record(record("aa"))
+    assert await ledger.written(60)
+    hours = []
+    with opened(ledger.path) as past, monkeypatch.context() as travels:
+        for zone in ("EAST-14", "WEST+11"):
+            travels.setenv("TZ", zone)
+            hours.append(past.stats()["days"][-1]["start"] % 86400 / 3600)
+    time.tzset()
+    assert hours == [10, 11]
+
+
 async def test_what_failed_was_answered_nowhere_and_short_answers_tell_no_speed(ledger: Ledger) -> None:
     local = {"route": "local", "reason": "forced_local", "first_ms": 100.0}
     ledger.record(record("aa", outcome="unavailable", **local))

@@ -32,6 +32,7 @@ def post(
         (b"{", "not valid JSON"),
         (b"[]", "JSON object"),
         (b'{"messages": ' + b"[" * 100_000, "not valid JSON"),
+        (b'{"messages": [{"role": "user", "content": "x", "deep": ' + b"[" * 197 + b"]" * 197 + b"}]}", "nested"),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "not valid JSON"),
         (b'{"messages": [{"role": "user", "content": "\xff"}]}', "not valid JSON"),
         (b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "not valid JSON"),

@@ -201,6 +201,19 @@ async def test_connections_are_reused(
     assert len({call.connection for call in upstream.calls}) == 1
 
 
+async def test_connections_of_before_the_machine_slept_are_left_alone(
+    cloud: Cloud, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.cloud.completions._LINGER_SECONDS", 60.0)
+    asleep = [0.0]
+    monkeypatch.setattr("models.cloud.http._slept", lambda: asleep[0])
+    model = cloud("openai", upstream.base_url("openai"))
+    for asleep[0] in (0.0, 0.0, 3600.0, 3600.0, 9000.0):
+        assert text(await events(model, ask("hello"))) == "Hello"
+    connections = [call.connection for call in upstream.calls]
+    assert connections[0] == connections[1] != connections[2] == connections[3] != connections[4]
+
+
 async def test_many_requests_at_once_each_get_their_own_answer(cloud: Cloud, provider: str, upstream: Upstream) -> None:
     async def echo(call: Call) -> None:
         await call.send(*call.begin, call.text(call.body["messages"][0]["content"]), *call.end)

@@ -107,6 +107,18 @@ async def test_a_certificate_authority_from_the_configuration_is_trusted(
     await over_tls(both, ask_it)
 
 
+async def test_a_certificate_authority_of_the_machine_is_trusted(
+    cloud: Cloud, provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, trusted = certificate(tmp_path, "127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))  # in the place of the machine's own list
+
+    async def ask_it(server: Upstream) -> None:
+        assert text(await events(cloud(provider, server.base_url(provider)), ask("hello"))) == "Hello"
+
+    await over_tls(both, ask_it)
+
+
 @pytest.mark.parametrize("wrong", ["unknown authority", "other host"])
 async def test_a_wrong_certificate_is_refused_without_a_retry_before_anything_is_sent(
     cloud: Cloud, provider: str, tmp_path: Path, wrong: str

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from models.interface import ChatRequest, FailureCode, Finish
+from models.interface import ChatRequest, FailureCode, Finish, Verbatim
 from tests.emulators.servers import Emulator
 from tests.emulators.upstream import Call, Upstream, answer
 from tests.models.cloud.asking import ask, events, failure, text
@@ -138,6 +138,26 @@ async def test_headers_without_a_body_are_no_beginning(cloud: Cloud, provider: s
     upstream.script = headers_only
     model = cloud(provider, upstream.base_url(provider), first_byte_timeout=0.3)
     assert failure(await asyncio.wait_for(events(model, ask("hello")), 60)).code is FailureCode.TIMEOUT
+
+
+async def test_a_provider_that_says_that_it_is_at_work_is_waited_for(
+    cloud: Cloud, provider: str, upstream: Upstream
+) -> None:
+    async def busy(call: Call) -> None:
+        # DeepSeek's, while its queue is long (https://api-docs.deepseek.com/quick_start/rate_limit).
+        await call.start()
+        for pieces in ((), call.begin, (call.text("Hello"),)):
+            for _ in range(6):
+                await call.write(b": keep-alive\n\n")
+                await asyncio.sleep(0.25)
+            await call.send(*pieces)
+        await call.send(*call.end)
+
+    upstream.script = busy
+    body = {"max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
+    asked = ChatRequest(messages=body["messages"], verbatim=Verbatim("anthropic", body))
+    model = cloud(provider, upstream.base_url(provider), first_byte_timeout=1.0, chunk_timeout=1.0)
+    assert text(await asyncio.wait_for(events(model, asked), 60)) == "Hello"
 
 
 async def test_the_total_deadline_cuts_an_answer_that_never_ends(

@@ -93,6 +93,12 @@ async def no_event(call: Call) -> None:
     await call.write(b"data: " + json.dumps([1, 2]).encode() + b"\n\n")
 
 
+async def no_text(call: Call) -> None:
+    await call.send(*call.begin, call.text("Hel"))
+    await call.send({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": None}})
+    await call.send(*call.end)
+
+
 @pytest.mark.parametrize(
     ("script", "code", "said"),
     [
@@ -106,6 +112,7 @@ async def no_event(call: Call) -> None:
         (overloaded, FailureCode.UPSTREAM, "Hel"),
         (malformed, FailureCode.UPSTREAM, "Hel"),
         (no_event, FailureCode.UPSTREAM, "Hel"),
+        (no_text, FailureCode.UPSTREAM, "Hel"),
     ],
 )
 async def test_a_fault_ends_as_it_does_for_other_requests(

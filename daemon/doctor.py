@@ -189,7 +189,7 @@ def _cloud(settings: Settings) -> Iterator[Finding]:
         try:
             yield Finding("key", "ok", f"{cloud.key_name} for {cloud.name}: {keys.where(cloud.key_name)}")
         except (keys.KeyUnavailable, ValueError) as error:
-            if cloud is clouds[0] and _daemon_has_key(settings):
+            if len(clouds) == 1 and _daemon_has_key(settings):
                 yield Finding("key", "ok", f"{cloud.key_name} for {cloud.name}: the daemon that runs has it")
                 continue
             meanwhile = f"{cloud.name} is passed over" if len(clouds) > 1 else "prompts stay here"

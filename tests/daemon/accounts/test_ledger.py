@@ -331,7 +331,7 @@ def test_figures_of_today_tell_routes_reasons_and_savings(upcall: Daemon) -> Non
     assert today["local_share"] == 1
     assert sum(hour["local"] for hour in stats["hours"]) >= today["local"]
     assert stats["month"]["requests"] >= today["requests"]
-    assert today["speed"]["local"]["tokens_per_second"] > 0
+    assert today["speed"]["local"]["first_ms_p50"] > 0
 
 
 def test_decisions_page_both_ways_by_id(upcall: Daemon) -> None:

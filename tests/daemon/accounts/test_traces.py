@@ -211,5 +211,5 @@ def test_a_mistake_in_the_settings_of_traces_says_what_to_do(tmp_path: Path, tex
 
 def test_without_the_extra_the_settings_name_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    with pytest.raises(ValueError, match=r"pip install 'upcall\[otel\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '.\[otel\]'"):
         Telemetry(otlp_endpoint="http://127.0.0.1:4318")

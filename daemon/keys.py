@@ -101,9 +101,7 @@ def find(name: str, timeout: float = 5.0) -> str:
     """
     credential = _credential(name)
     if credential is None:
-        if secret := _ask(_Order("find", name), timeout).secret.strip():
-            return secret
-        raise KeyUnavailable(name, KeyState.MISSING, "the one in the keyring is empty")
+        return _ask(_Order("find", name), timeout).secret
     try:
         secret = credential.read_text(encoding="utf-8").strip()
     except OSError as error:

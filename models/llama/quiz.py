@@ -124,7 +124,8 @@ class Quiz:
         for count, (question, tokens) in enumerate(waiting[:_AT_ONCE]):
             new = len(tokens) - len(self._prefix)
             room -= new
-            cells -= new + (len(self._choices(question.labels)[0]) + 2 if question.labels else question.max_tokens)
+            # No token of the opening is shorter than a character.
+            cells -= new + (len(OPENING) + 2 if question.labels else question.max_tokens)
             if count and (room < 0 or cells < 0):
                 return count
         return min(len(waiting), _AT_ONCE)

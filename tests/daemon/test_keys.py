@@ -162,6 +162,14 @@ def test_a_key_stored_with_the_keyring_command_is_found_and_replaced_not_shadowe
     assert keys.find("openai") == "sk-ours"
 
 
+@pytest.mark.parametrize("look", [keys.find, keys.where])
+def test_an_empty_key_that_another_program_stored_is_none(keyring: Session, look: Callable[[str], str]) -> None:
+    subprocess.run([sys.executable, "-m", "keyring", "set", "upcall", "openai"], input=" ", text=True, check=True)
+    with pytest.raises(KeyUnavailable) as missing:
+        look("openai")
+    assert missing.value.state is KeyState.MISSING
+
+
 def test_a_missing_key_names_the_command_that_stores_one(keyring: Session) -> None:
     with pytest.raises(KeyUnavailable, match="upcall key set openai") as caught:
         keys.find("openai")

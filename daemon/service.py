@@ -1,6 +1,7 @@
 """upcall as a systemd user service: its units, where they go, and the few systemctl commands that people need."""
 
 import getpass
+import os
 import re
 import shutil
 import subprocess
@@ -13,11 +14,15 @@ import platformdirs
 
 from daemon.config import Server
 from daemon.processes import listening
+from models.store import Store
 
 SERVICE, SOCKET = "upcall.service", "upcall.socket"
 PACKAGED_COMMAND = "/usr/bin/upcall"
 PACKAGED_ADDRESS = "127.0.0.1:8484"
+PACKAGED_STATE = "%h/.local/state/upcall"
+PACKAGED_MODELS = "%h/.local/share/upcall/models"
 """What the units say as they are shipped, which is right for a Debian package."""
+_XDG_HOMES = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
 NOTIFY_RELOAD_SINCE = 253
 """systemd's first version whose reload waits for the daemon; an earlier one would take the type for `simple`."""
 
@@ -41,7 +46,7 @@ def install(server: Server) -> Installed:
     """
     if (packaged := Path(sysconfig.get_path("data")) / "lib/systemd/user" / SERVICE).is_file():
         raise ServiceError(f"the package has installed {packaged} already; run `upcall service enable`")
-    service = _template(SERVICE).replace(PACKAGED_COMMAND, _quoted(_command()))
+    service = _at_home(_template(SERVICE).replace(PACKAGED_COMMAND, _quoted(_command())))
     if _systemd_version() >= NOTIFY_RELOAD_SINCE:
         service = re.sub(r"^ExecReload=.*\n", "", service.replace("Type=notify\n", "Type=notify-reload\n"), flags=re.M)
     socket = _template(SOCKET).replace(PACKAGED_ADDRESS, _address(server))
@@ -137,6 +142,16 @@ def _command() -> str:
     if command is None:
         raise FileNotFoundError("the upcall command is not installed beside this Python; install upcall again")
     return command
+
+
+def _at_home(service: str) -> str:
+    """With the XDG base directories that are set here, which a user's systemd does not read from a shell."""
+    homes = [f"{name}={value}" for name in _XDG_HOMES if os.path.isabs(value := os.environ.get(name, ""))]
+    if not homes:
+        return service
+    state, weights = (_quoted(str(path)) for path in (platformdirs.user_state_path("upcall"), Store().root))
+    service = service.replace(PACKAGED_STATE, state).replace(PACKAGED_MODELS, weights)
+    return service.replace("[Service]\n", f"[Service]\nEnvironment={' '.join(map(_quoted, homes))}\n", 1)
 
 
 def _quoted(path: str) -> str:

@@ -410,6 +410,32 @@ def test_the_unit_of_an_installation_at_an_odd_path_starts_that_one(
         service.install(Server())
 
 
+def test_the_unit_knows_the_base_directories_that_are_set_where_it_is_installed(
+    require: Require, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require(shutil.which("systemd-analyze"), "needs systemd-analyze")
+    for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shipped = service.install(Server()).units[0].read_text()
+    assert "Environment=" not in shipped
+
+    disk = tmp_path / "Big Disk 100%s"
+    monkeypatch.setenv("XDG_STATE_HOME", "not/absolute")
+    monkeypatch.setenv("XDG_DATA_HOME", str(disk))
+    moved = service.install(Server()).units[0]
+    added = set(moved.read_text().splitlines()) - set(shipped.splitlines())
+    written = str(disk).replace("%", "%%")
+    assert added == {
+        f'Environment="XDG_DATA_HOME={written}"',
+        f'ExecStartPre=+/bin/mkdir -p -m 0700 {tmp_path}/.local/state/upcall "{written}/upcall/models"',
+        f'ReadWritePaths={tmp_path}/.local/state/upcall "{written}/upcall/models"',
+    }
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    verified = subprocess.run(["systemd-analyze", "--user", "verify", moved], capture_output=True, text=True)
+    assert verified.stderr == ""
+
+
 def test_the_system_unit_is_valid_and_its_exposure_not_above_the_one_documented(
     require: Require, tmp_path: Path
 ) -> None:

@@ -1,7 +1,8 @@
 """One request's way: look, decide, run, and turn to the other model where that is allowed."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -116,7 +117,7 @@ class Dispatcher:
         before anything else.
         """
         first = await self.decide(request, wish)
-        if first.sight and recent.may_keep(self._settings, self._workers.standing.privacy):
+        if first.sight and first.decision.by_score and recent.may_keep(self._settings, self._workers.standing.privacy):
             self._recent.note(id, first.sight)
         chosen: Chosen | None = first
         paid = 0.0
@@ -203,8 +204,13 @@ class Dispatcher:
         return decide() if counts and await self._learn_costs() else decision
 
     async def _doubted(self, chosen: Chosen, request: ChatRequest, wish: Wish) -> Callable[[], Chosen]:
-        """Who answers in the place of a local answer that will not do; to be called again when that is acted upon."""
+        """Who answers in the place of a local answer that will not do; to be called again when that is acted upon.
+
+        The answer may stay, so that a missing key is looked for only as long as it may be held back.
+        """
         local = await self._workers.local_outline()
+        held = chosen.verdict.milliseconds if chosen.verdict else 0.0
+        left = max(self._settings.second_look.milliseconds - held, 0.0)
 
         def decide() -> Decision:
             return policy.doubted(chosen.decision, wish, chosen.needs, self._state(local, request, wish))
@@ -213,7 +219,8 @@ class Dispatcher:
             decision = decide()
             return replace(chosen, decision=decision, model=self._name(decision, local))
 
-        await self._informed(decide)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._informed(decide), left / 1000)
         return choose
 
     async def count_tokens(self, request: ChatRequest) -> int:
@@ -334,7 +341,7 @@ class Dispatcher:
 
     async def _instead(self, chosen: Chosen, request: ChatRequest, failure: Failure, wish: Wish) -> Chosen | None:
         local = await self._workers.local_outline()
-        failed = replace(chosen, failed=chosen.failed or failure.code)
+        failed = replace(chosen, failed=chosen.failed or failure.code, close=False)
         for hop in range(chosen.hop + 1, len(self._clouds)):
             cloud = self._clouds[hop]
             able = (cloud.images or not chosen.needs.images) and (cloud.tools or not chosen.needs.tools)

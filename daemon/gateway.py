@@ -5,6 +5,7 @@ LINK and LISTENER are inherited file descriptors; without the second the gateway
 
 import asyncio
 import contextlib
+import glob
 import signal
 import socket
 import sys
@@ -65,7 +66,7 @@ def confine_gateway(model: str = "auto") -> Confinement:
     # Large files are often links to another disk.
     linked = [path for path in folders[0].glob("*") if path.is_symlink()]
     file = Path(model).expanduser()
-    learnt = file.parent.glob(f"{file.name}.second-look-*") if "/" in model else ()
+    learnt = file.parent.glob(f"{glob.escape(file.name)}.second-look-*")
     return confine(readable=[*linked, *learnt], writable=folders, may_accept=True)
 
 

@@ -9,8 +9,8 @@ from typing import TypeAlias
 
 import numpy as np
 import platformdirs
-import psutil
 
+from daemon.routing.battery import charge
 from models.fetch import file_sha256
 from models.llama.quiz import VERSION, Asked, Attempt, Quiz
 from routers.evaluation.second_look import Verdict
@@ -169,5 +169,5 @@ def _attempts(found: Sequence[tuple[Question, Attempt]]) -> Attempts:
 
 
 def _on_battery() -> bool:
-    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
-    return battery is not None and battery.power_plugged is False
+    found = charge()
+    return found is not None and found.discharging

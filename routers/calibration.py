@@ -115,7 +115,7 @@ def read(path: Path) -> Calibration:
         RouterError: it is missing, of another format or holds what cannot be a calibration.
     """
     try:
-        stored: dict[str, Any] = json.loads(path.read_text())
+        stored: dict[str, Any] = dict(json.loads(path.read_text()))
         if stored.pop("format") != FORMAT:
             raise ValueError("another format")
         calibration = Calibration(**stored)
@@ -124,6 +124,8 @@ def read(path: Path) -> Calibration:
             raise ValueError("the quantiles do not rise")
     except FileNotFoundError:
         raise RouterError(f"There is no calibration at {path}: run `upcall calibrate`.") from None
+    except OSError as error:
+        raise RouterError(f"The calibration {path} cannot be read ({error.strerror}): check its owner.") from error
     except (KeyError, TypeError, ValueError) as error:
         raise RouterError(f"The calibration {path} cannot be read ({error}): run `upcall calibrate`.") from error
     return calibration

@@ -14,7 +14,9 @@ ARTIFACTS = Path(__file__).parent / "artifacts"
 
 
 class Graph:
-    """The graph in `path`, taking inputs of the widths in `inputs` (`None`: any) and giving a win rate per row.
+    """The graph in `path`, taking inputs of the widths in `inputs` and giving a win rate per row.
+
+    An input of the width `None` may have any, or be missing.
 
     Raises:
         RouterError: the file is missing, is no such graph, has other widths or holds numbers that are not finite.
@@ -29,7 +31,9 @@ class Graph:
             reason = str(error).splitlines()[0][:120]
             raise RouterError(f"ONNX Runtime cannot load {path} ({reason}): install upcall again.") from error
         found = {each.name: each.shape[-1] for each in self._session.get_inputs()}
-        if found != {name: found.get(name) if width is None else width for name, width in inputs.items()}:
+        if found != {
+            name: found[name] if width is None else width for name, width in inputs.items() if width or name in found
+        }:
             raise RouterError(
                 f"{path} takes {found}, not {dict(inputs)}: it was trained for another encoder; train it again."
             )

@@ -39,8 +39,7 @@ class SecondLook:
         Raises:
             RouterError: the artifact is missing, damaged or of another version than its calibration.
         """
-        takes = {"first_score": 1, "signals": SIGNALS}
-        graph = Graph(folder / FILE, takes if folder.name == RULE else {**takes, "hidden": None})
+        graph = Graph(folder / FILE, {"first_score": 1, "signals": SIGNALS, "hidden": None})
         calibration = read(folder / "calibration.json")
         if calibration.version != graph.version:
             raise RouterError(

@@ -1,4 +1,4 @@
-"""A filter on system calls: no new sockets, no connections, no programs, no looking into other processes.
+"""A filter on system calls: no new sockets, no connections, no programs, no signals and no looking into others.
 
 It covers what a network namespace leaves open: sockets from before, such as the listener, belong to the old namespace
 and could be turned into connections there; sockets in the file system lead to D-Bus and systemd, which start programs;
@@ -7,6 +7,7 @@ and other processes of the same user may hold connections, keys and prompts.
 
 import ctypes
 import errno
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -22,13 +23,15 @@ NEVER = (
     "fsmount", "fspick", "mount_setattr",
     # Programs, and other processes' memory, files and keys.
     "execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "keyctl", "add_key",
-    "request_key",
+    "request_key", "pidfd_send_signal", "tkill",
     # Parts of the kernel that attacks begin with and nothing here uses.
     "bpf", "perf_event_open", "userfaultfd",
 )  # fmt: skip
 ABSENT = ("io_uring_setup", "io_uring_enter", "io_uring_register", "clone3")
 """Denied as if the kernel did not have them, so that libraries do without; the C library takes clone. Their arguments
 lie in memory, which a filter cannot read: io_uring makes sockets unseen, and clone3 namespaces."""
+SIGNALLING = ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
+"""Denied to any process but oneself, which the C library signals to abort. Landlock has that only since Linux 6.12."""
 LISTENING = ("listen", "accept", "accept4")
 """Denied to those who have nothing to listen on."""
 
@@ -41,6 +44,9 @@ _MSG_FASTOPEN = 0x20000000
 """Makes sending connect first."""
 _SOCKET_TYPE = 0xF
 """The bits of a socket's type that are not flags."""
+
+_NOBODY = 0x7FFFFFFF
+"""No process has this number."""
 
 _SET_MODE_FILTER = 1
 _TSYNC = 1
@@ -58,7 +64,7 @@ def install(may_accept: bool) -> None:
 
     Takes `no_new_privs`. `may_accept` leaves a process the use of listeners that it already has.
     """
-    code = program(kernel.machine(), may_accept)
+    code = program(kernel.machine(), may_accept, os.getpid())
     buffer = ctypes.create_string_buffer(code)
     # struct sock_fprog: a count, and a pointer behind the padding.
     described = struct.pack("=HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer))
@@ -71,16 +77,16 @@ def install(may_accept: bool) -> None:
     _verify(may_accept)
 
 
-def program(machine: str, may_accept: bool) -> bytes:
-    """The filter in classic BPF, `struct sock_filter` by `struct sock_filter`."""
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in _instructions(machine, may_accept))
+def program(machine: str, may_accept: bool, pid: int) -> bytes:
+    """The filter for process `pid` in classic BPF, `struct sock_filter` by `struct sock_filter`."""
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in _instructions(machine, may_accept, pid))
 
 
 _Instruction = tuple[int, int, int, int]
 """Operation; instructions to skip if it holds, and if not; operand."""
 
 
-def _instructions(machine: str, may_accept: bool) -> Iterator[_Instruction]:
+def _instructions(machine: str, may_accept: bool, pid: int) -> Iterator[_Instruction]:
     numbers = SYSCALLS[machine]
     yield _LOAD, 0, 0, _ARCHITECTURE
     yield _EQUAL, 1, 0, _AUDIT_ARCH[machine]
@@ -105,6 +111,12 @@ def _instructions(machine: str, may_accept: bool) -> Iterator[_Instruction]:
         yield _ANY_BIT, 0, 1, flags
         yield _RETURN, 0, 0, _ERRNO | errno.EPERM
         yield _RETURN, 0, 0, _ALLOW
+    for name in SIGNALLING:
+        yield _EQUAL, 0, 4, numbers[name]
+        yield _LOAD, 0, 0, _ARGUMENTS
+        yield _EQUAL, 1, 0, pid
+        yield _RETURN, 0, 0, _ERRNO | errno.EPERM
+        yield _RETURN, 0, 0, _ALLOW
     # Event loops wake themselves through a pair of streams. A datagram socket of a pair could send to anyone.
     yield _EQUAL, 0, 6, numbers["socketpair"]
     yield _LOAD, 0, 0, _ARGUMENTS
@@ -122,6 +134,8 @@ def _verify(may_accept: bool) -> None:
         _refused(name, errno.EPERM, -1, -1, -1, -1, -1)
     for name in ABSENT:
         _refused(name, errno.ENOSYS, -1, -1, -1, -1, -1)
+    for name in SIGNALLING:
+        _refused(name, errno.EPERM, _NOBODY, 0, 0, 0)
     for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, socket.AF_NETLINK, socket.AF_PACKET):
         _refused("socket", errno.EPERM, family, socket.SOCK_STREAM, 0)
     _refused("socketpair", errno.EPERM, socket.AF_UNIX, socket.SOCK_DGRAM, 0, 0)

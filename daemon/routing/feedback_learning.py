@@ -76,11 +76,15 @@ def correct(router: str, ledger: Path, folder: Path) -> tuple[Path, Worth]:
     """
     version = shipped(router).version
     label = f"{router}@{version}"
-    judged = [each for each in all_of(ledger) if each.router == label and each.vector is not None and each.route]
+    usable = [each for each in all_of(ledger) if each.router == label and each.vector is not None and each.route]
+    # The requests of one conversation show the same turn, and verdicts on it would foretell each other: the latest
+    # counts.
+    judged = list({each.vector: each for each in usable}.values())
     due = np.array([each.strong_was_due for each in judged], dtype=bool)
     if len(judged) < FEWEST:
         raise RouterError(
-            f"there are {len(judged)} verdicts with an embedding on what {label} scored, and learning takes {FEWEST}: "
+            f"there are {len(judged)} verdicts with an embedding on different prompts that {label} scored, "
+            f"and learning takes {FEWEST}: "
             "give more with `upcall feedback right ID`, or on the dashboard"
         )
     if min(due.sum(), (~due).sum()) < FEWEST_OF_A_KIND:
@@ -92,6 +96,11 @@ def correct(router: str, ledger: Path, folder: Path) -> tuple[Path, Worth]:
     correction, worth = lesson(router, version, *_inputs(judged), due, up)
     if worth.refusal:
         raise RouterError(f"nothing is changed: {worth.refusal}")
+    if correction.slope <= 0:
+        raise RouterError(
+            f"nothing is changed: by {worth.n} verdicts the prompts that {label} finds hard are the easy ones; "
+            "`upcall feedback list` shows whether they were meant so"
+        )
     return keep(correction, folder), worth
 
 

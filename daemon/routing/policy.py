@@ -102,6 +102,8 @@ class Decision:
     """`name@version` of the router that scored."""
     degraded: bool = False
     """The route is not the one that was wanted."""
+    by_score: bool = False
+    """The score chose the route, or the one that was wanted."""
 
 
 def decide(
@@ -118,8 +120,8 @@ def decide(
     Every rule that would send a prompt up passes `_grounded`, which keeps it here where it must not or cannot go.
     """
 
-    def decision(route: Route, reason: Reason) -> Decision:
-        return _grounded(Decision(route, reason, score, threshold, router), wish, needs, state)
+    def decision(route: Route, reason: Reason, *, by_score: bool = False) -> Decision:
+        return _grounded(Decision(route, reason, score, threshold, router, by_score=by_score), wish, needs, state)
 
     if wish.route == "local":
         return decision("local", Reason.FORCED_LOCAL)
@@ -136,12 +138,12 @@ def decide(
     if score is None:
         return decision("local", unscored)
     if score >= threshold:
-        return decision("cloud", Reason.ABOVE_THRESHOLD)
+        return decision("cloud", Reason.ABOVE_THRESHOLD, by_score=True)
     if state.battery_threshold is not None and score >= state.battery_threshold:
-        spared = decision("cloud", Reason.BATTERY)
+        spared = decision("cloud", Reason.BATTERY, by_score=True)
         if spared.route == "cloud":
             return spared
-    return decision("local", Reason.BELOW_THRESHOLD)
+    return decision("local", Reason.BELOW_THRESHOLD, by_score=True)
 
 
 def _grounded(decision: Decision, wish: Wish, needs: Needs, state: State) -> Decision:

@@ -16,7 +16,7 @@ SECONDS = 1800.0
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """The hardest user turn of a conversation, as the router saw it."""
+    """The user turn that decided where a conversation went, as the router saw it."""
 
     router: str
     """`name@version`, as it shipped."""

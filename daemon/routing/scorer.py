@@ -38,7 +38,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 TURNS = 8
-"""Latest user turns that are scored; older ones have decayed to nothing."""
+"""User turns that are scored: the first and the latest; what lies between has decayed to nothing."""
 LITTLE_WORDS, LITTLE_CHARACTERS = 6, 40
 """A follow-up of at most so many says how to go on, not what about: "continue", "now in Python", "e em português?"."""
 CAUSAL = "causal_llm"
@@ -161,9 +161,9 @@ class Scorer:
             return Look(None, 1.0, None, 0.0)
         if not turns:
             return Look(None, 1.0, None, 0.0, Reason.NO_USER_TURN)
-        scores, sight, near = self._rated(loaded, turns)
-        limit, taken = loaded.threshold if threshold is None else threshold, _milliseconds(start)
-        score = conversation_score(scores)
+        limit = loaded.threshold if threshold is None else threshold
+        score, sight, near = self._rated(loaded, turns, limit)
+        taken = _milliseconds(start)
         return Look(score, limit, loaded.label, taken, neighbours=near, calibration=loaded.calibration, sight=sight)
 
     async def _judged(self, judge: LocalJudge, turns: Sequence[str], threshold: float | None) -> Look:
@@ -207,8 +207,6 @@ class Scorer:
         return self._readings[key]
 
     def _threshold(self, cloud_share: float) -> tuple[float | None, str | None]:
-        from routers.calibration import threshold_for_share
-
         if self._routing.router == CAUSAL:
             for judged in self._readings.values():
                 return judged.reading.calibration.threshold(cloud_share), f"{CAUSAL}@{judged.reading.version}"
@@ -216,7 +214,7 @@ class Scorer:
         loaded = self._load(self._routing.router)
         if loaded is None:
             return None, None
-        return threshold_for_share(self._routing.router, cloud_share, own_calibrations()), loaded.label
+        return loaded.calibration.threshold(cloud_share), loaded.label
 
     def _names(self) -> Sequence[str]:
         from routers.registry import NAMES
@@ -264,16 +262,18 @@ class Scorer:
         self._loaded[name] = Loaded(router, threshold, calibration, label, learnt[0] if learnt else None)
         return self._loaded[name]
 
-    def _rated(self, loaded: Loaded, turns: Sequence[str]) -> "tuple[list[float], Sight | None, Sequence[Neighbour]]":
-        """The scores of those of `turns` that count; of the hardest what the router saw, where it goes by embeddings,
-        and its neighbours."""
+    def _rated(
+        self, loaded: Loaded, turns: Sequence[str], limit: float
+    ) -> "tuple[float, Sight | None, Sequence[Neighbour]]":
+        """The score of the conversation; what the router saw, where it goes by embeddings, of the turn that decides on
+        which side of `limit` that is; and the neighbours of the hardest."""
         from routers.correction import EmbeddingRouter
         from routers.follow_up import FollowUps
         from routers.knn import NearestNeighboursRouter
 
         router = loaded.router
         if not isinstance(router, EmbeddingRouter):
-            return [float(score) for score in router.score(turns)], None, ()
+            return conversation_score([float(score) for score in router.score(turns)]), None, ()
         vectors = router.encoder.embed(turns)
         if len(turns) > 1:
             self._follow_ups = self._follow_ups or FollowUps()
@@ -282,9 +282,11 @@ class Scorer:
             turns, vectors = [turn for turn, one in zip(turns, counts, strict=True) if one], vectors[counts]
         own = router.score_embedded(turns, vectors)
         scores = [float(score) for score in (loaded.correction.of(own, vectors) if loaded.correction else own)]
-        row = scores.index(max(scores))
+        score, hardest = conversation_score(scores), scores.index(max(scores))
+        # Once a hard turn has decayed the conversation goes where its latest would.
+        row = hardest if (scores[hardest] >= limit) == (score >= limit) else len(scores) - 1
         sight = Sight(f"{router.name}@{router.version}", float(own[row]), vectors[row].astype("<f2").tobytes())
-        return scores, sight, router.explain(vectors[row]) if isinstance(router, NearestNeighboursRouter) else ()
+        return score, sight, router.explain(vectors[hardest]) if isinstance(router, NearestNeighboursRouter) else ()
 
     def _trouble(self, name: str, text: str) -> None:
         if name == self._routing.router:
@@ -294,13 +296,13 @@ class Scorer:
 
 
 def user_turns(messages: Sequence[Message]) -> list[str]:
-    """The text of the latest user messages, oldest first, without short follow-ups that say nothing of their own.
+    """The text of the first and the latest user messages, oldest first, without short follow-ups that say nothing.
 
     So whatever the router made of such a follow-up, it cannot move the conversation. Longer ones take a look at what
     they say (`routers/follow_up.py`).
     """
     turns = [text_of(message) for message in messages if message["role"] == "user"]
-    return [*turns[:1], *(turn for turn in turns[1:] if not _says_little(turn))][-TURNS:]
+    return [*turns[:1], *[turn for turn in turns[1:] if not _says_little(turn)][1 - TURNS :]]
 
 
 def _says_little(turn: str) -> bool:

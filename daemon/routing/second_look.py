@@ -16,7 +16,8 @@ from daemon.processes.workers import Workers
 from daemon.routing.judge import LocalJudge, NotJudgedError
 from daemon.routing.policy import Decision, Reason
 from daemon.routing.scorer import Look, Scorer
-from models.interface import ChatRequest, Confidence, Event, Failure, Finish, Hidden
+from models.client import WorkerClient
+from models.interface import ChatRequest, Confidence, Event, Failure, Finish, Hidden, Progress
 from models.store import Store, StoreError
 
 if TYPE_CHECKING:
@@ -82,15 +83,21 @@ class SecondLooks:
         self._limits = settings.second_look
         self._scorer = scorer
         self._sha256 = LocalJudge(workers).model_sha256
+        self._workers = workers
+        self._client: WorkerClient | None = None
+        """That is looked at; another one may host another model."""
         self._loading: asyncio.Task[SecondLook | None] | None = None
         self._failed = 0.0
         self._alone = asyncio.Lock()
 
     def wanted(self, decision: Decision, look: Look, request: ChatRequest) -> bool:
-        """Whether the score lies in the band below the threshold, and the local model tells how sure it is."""
+        """Whether the local model tells how sure it is, and somebody is to hear that: the client, where it is privacy
+        that keeps a prompt here, and otherwise the dispatcher, where the score lies in the band below the threshold.
+        """
         if not self._limits.enabled or self._settings.local.endpoint or request.n > 1 or look.calibration is None:
             return False
-        if decision.reason is not Reason.BELOW_THRESHOLD or look.score is None:
+        heard = decision.reason in (Reason.BELOW_THRESHOLD, Reason.PRIVACY)
+        if not (heard and decision.by_score) or look.score is None:
             return False
         return look.score >= look.calibration.nearest_below(look.threshold, self._limits.band)
 
@@ -118,6 +125,8 @@ class SecondLooks:
                     return
                 if event is None:
                     break
+                if isinstance(event, Progress):
+                    continue  # Whoever hears it is told which model answers, and that is not decided.
                 attempt.add(event)
                 if isinstance(event, Finish):
                     break
@@ -174,8 +183,10 @@ class SecondLooks:
         return None if score is None else (look, score)
 
     async def _loaded(self) -> "SecondLook | None":
-        if self._loading is None or (self._failed and time.monotonic() > self._failed + RETRY_SECONDS):
-            self._failed = 0.0
+        client = await self._workers.get("local")
+        again = self._failed and time.monotonic() > self._failed + RETRY_SECONDS
+        if self._loading is None or client is not self._client or again:
+            self._client, self._failed = client, 0.0
             self._loading = asyncio.create_task(self._load())
         # A request that ends leaves it to the next.
         return await asyncio.shield(self._loading)
@@ -185,11 +196,16 @@ class SecondLooks:
 
         try:
             llama = await asyncio.to_thread(resolve.local, self._settings.local, Store())
-            return await asyncio.to_thread(_find, Path(llama.path), llama.sha256 or await self._sha256())
-        except (RouterError, StoreError, NotJudgedError) as error:
-            self._failed = time.monotonic()
-            log.warning("no second look: %s", error or "the local model does not tell what it is")
-            return None
+            return await asyncio.to_thread(_find, Path(llama.path), await self._sha256())
+        except (RouterError, StoreError) as error:
+            why = str(error)
+        except NotJudgedError:
+            why = "the local model does not tell what it is"
+        except OSError as error:
+            why = f"{error.filename} cannot be read ({error.strerror}): check its owner and mode"
+        self._failed = time.monotonic()
+        log.warning("no second look: %s", why)
+        return None
 
 
 def _find(model: Path, sha256: str) -> "SecondLook":

@@ -88,7 +88,7 @@ def _parts(folder: Path, embeddings: Embeddings, trains: list[data.Source]) -> d
             groups = np.array(["gsm8k" if data.stem(prompt) in taught else "" for prompt in source.prompts])
         whole = ~np.isnan(outcomes[0] - outcomes[1])
         wanted = {name.partition("/")[2] for names in KINDS.values() for name in names if name.startswith(source.name)}
-        for group in {"", *wanted}:
+        for group in sorted({"", *wanted}):
             rows = whole & ((groups == group) | (group == ""))
             name = f"{source.name}/{group}".rstrip("/")
             parts[name] = Part(source.name, vectors[rows], lengths[rows], outcomes[0][rows], outcomes[1][rows])

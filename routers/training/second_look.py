@@ -227,7 +227,8 @@ def ship(some: Lessons, out: Path, model_sha256: str, choices: Sequence[tuple[fl
     metadata = {"version": calibration.version, "date": calibration.date, "model_sha256": model_sha256}
     write_second_look(
         out / FILE,
-        hidden=trained.hidden.astype(np.float32),
+        # The hidden state comes with the second token: an answer that has only one is looked at where it has no weight.
+        hidden=trained.hidden.astype(np.float32) if trained.hidden.any() else np.empty(0, np.float32),
         plain=trained.plain.astype(np.float32),
         intercept=trained.intercept,
         strong=trained.strong,

@@ -1,15 +1,14 @@
 """Getting to know a model: what is interrupted goes on, power is waited for, and what comes out can be loaded."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pytest
 from click.testing import CliRunner
 
 from daemon import learn
 from daemon.cli import cli
+from daemon.routing.battery import Charge
 from models.llama.errors import LoadError
 from models.llama.quiz import Quiz
 from routers.second_look import SecondLook
@@ -87,10 +86,7 @@ def test_on_battery_it_waits_until_there_is_power(
 ) -> None:
     said: list[str] = []
 
-    def battery() -> SimpleNamespace:
-        return SimpleNamespace(percent=50, power_plugged=len(said) == 3)
-
-    monkeypatch.setattr(psutil, "sensors_battery", battery, raising=False)
+    monkeypatch.setattr(learn, "charge", lambda: Charge(0.5, discharging=len(said) != 3))
     monkeypatch.setattr(learn, "ON_BATTERY", 0.0)
     learn.ask(smollm2, QUESTIONS[:2], tmp_path, on_progress=lambda done, total, state: said.append(state))
     assert said == ["", "waiting for mains power", "waiting for mains power", ""]

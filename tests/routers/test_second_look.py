@@ -219,6 +219,14 @@ def test_what_does_not_help_on_sources_left_out_is_left_out(some: Lessons) -> No
     assert fit(some).hidden.any()
 
 
+def test_an_answer_of_one_token_is_judged_where_its_hidden_state_has_no_weight(some: Lessons, tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).normal(size=some.hidden.shape)
+    ship(replace(some, hidden=noise, first_score=np.full(len(some.weak), 0.6)), tmp_path / "plain", SHA256)
+    look = SecondLook.load(tmp_path / "plain")
+    assert look.width == 0
+    assert 0 < look.judge(0.6, None, [0.1], [0.9]) < look.judge(0.6, None, [2.5], [0.1]) < 1
+
+
 def test_attempts_are_kept_in_order_and_once_each(tmp_path: Path) -> None:
     assert kept.read(tmp_path / "none") is None
     for keys in (["b", "a"], ["c", "a"]):

@@ -105,6 +105,26 @@ async def test_a_harder_turn_takes_effect_at_once_and_an_easier_one_slowly(score
     assert (easy[0] + hard[0]) / 2 < fading.score < hard[0]
 
 
+async def test_however_many_long_follow_ups_come_the_question_is_what_is_scored(scorer: Scorer) -> None:
+    began = (await scorer.look(conversation([OPENINGS[3]]))).score
+    assert (await scorer.look(conversation([OPENINGS[3], *LONG_FOLLOW_UPS, *LONG_FOLLOW_UPS]))).score == began
+
+
+async def test_what_a_verdict_is_kept_with_is_the_turn_that_the_decision_went_by(scorer: Scorer) -> None:
+    easy, hard = OPENINGS[0], OPENINGS[3]
+    alone = {turn: (await scorer.look(conversation([turn]), "mf")).score or 0.0 for turn in (easy, hard)}
+    fading = conversation([hard, easy, easy])
+    score = (await scorer.look(fading, "mf")).score
+    assert score is not None
+    assert alone[easy] < score < alone[hard]
+
+    up = await scorer.look(fading, "mf", score)
+    down = await scorer.look(fading, "mf", math.nextafter(score, 2))
+    assert up.sight is not None
+    assert down.sight is not None
+    assert (up.sight.score, down.sight.score) == pytest.approx((alone[hard], alone[easy]))
+
+
 CITY = {"type": "string", "maxLength": 20}  # or a model that writes on and on would not come to an end
 TOOLS: Any = [
     {

@@ -1,12 +1,21 @@
 """What is learnt from verdicts, and above all what is not: made-up users whose wishes are known."""
 
+from contextlib import closing
+from pathlib import Path
+from typing import Literal
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from daemon.routing.feedback_learning import CERTAIN, LEAST, LIKELY, LONG, SHORT, Floats, Worth, lesson
+from daemon.accounts.ledger import Record, open_for_writing
+from daemon.routing.feedback import keep
+from daemon.routing.feedback_learning import CERTAIN, LEAST, LIKELY, LONG, SHORT, Floats, Worth, correct, lesson
+from daemon.routing.recent import Sight
+from routers.calibration import shipped
 from routers.correction import Correction, Lesson
 from routers.encoder import DIMENSION
+from routers.interface import RouterError
 from routers.logistic import logit, sigmoid
 
 VERDICTS = 200
@@ -80,6 +89,37 @@ def test_verdicts_on_answers_in_the_place_of_choices_are_recognised_and_refused(
     user.due = np.where(user.up, random.random(500) < 0.85, random.random(500) < 0.3)
 
     assert "as if the verdicts were on the answers" in user.lesson()[1].refusal
+
+
+def given(ledger: Path, user: User, repeated: int = 1) -> Path:
+    """The ledger file with the user's verdicts, each on `repeated` requests of one conversation."""
+    label = f"mf@{shipped('mf').version}"
+    with closing(open_for_writing(ledger)) as connection:
+        for row in range(len(user.due) * repeated):
+            each = row // repeated
+            route: Literal["local", "cloud"] = "cloud" if user.up[each] else "local"
+            record = Record(id=f"{row:032x}", time=float(row), wire="openai", outcome="ok", route=route)
+            sight = Sight(label, float(user.scores[each]), user.vectors[each].astype("<f2").tobytes())
+            keep(connection, record, "right" if user.up[each] == user.due[each] else "wrong", sight)
+    return ledger
+
+
+def test_verdicts_on_the_turns_of_one_conversation_count_once(tmp_path: Path) -> None:
+    with pytest.raises(RouterError, match=r"there are 10 verdicts .* different prompts"):
+        correct("mf", given(tmp_path / "ledger.db", User(2.0, count=10), repeated=10), tmp_path)
+    _, worth = correct("mf", given(tmp_path / "clear.db", User(2.0, count=600), repeated=2), tmp_path)
+    assert worth.n == 600
+
+
+def test_verdicts_that_turn_the_scores_around_are_refused_as_no_correction_could_be_read_that_does(
+    tmp_path: Path,
+) -> None:
+    user = User(0.0, count=1200)
+    user.due = user.scores < np.quantile(user.scores, 0.4)
+    user.up = np.zeros(1200, dtype=bool)
+    with pytest.raises(RouterError, match=r"the prompts that mf@.* finds hard are the easy ones"):
+        correct("mf", given(tmp_path / "ledger.db", user), tmp_path / "corrections")
+    assert not (tmp_path / "corrections").exists()
 
 
 def test_where_everything_was_answered_in_one_place_the_route_says_nothing() -> None:

@@ -44,6 +44,24 @@ def test_a_low_battery_lowers_the_threshold_for_what_may_go_up_and_overrides_not
     assert decided(needs=Needs(private="IBAN"), state=low, score=0.4) == ("local", Reason.BELOW_THRESHOLD)
 
 
+def test_a_decision_tells_whether_the_score_made_it_so_that_verdicts_on_others_teach_nothing() -> None:
+    def by_score(
+        needs: Needs = PLAIN, state: State = OPEN, score: float | None = 0.9, route: policy.Route | None = None
+    ) -> bool:
+        return decide(Wish(route=route), needs, state, score, 0.5, "mf@1").by_score
+
+    assert by_score()
+    assert by_score(score=0.1)
+    assert by_score(state=replace(OPEN, privacy=True))
+    assert by_score(state=replace(OPEN, has_key=False))
+    assert not by_score(score=None)
+    assert not by_score(Needs(tokens_fit=False))
+    assert not by_score(Needs(tokens_fit=False), replace(OPEN, privacy=True))
+    assert not by_score(Needs(images=True))
+    assert not by_score(Needs(begun="cloud"))
+    assert not by_score(route="local")
+
+
 def test_without_a_router_nothing_goes_up() -> None:
     assert decided(score=None) == ("local", Reason.NO_ROUTER)
 

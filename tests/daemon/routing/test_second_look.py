@@ -1,5 +1,6 @@
 """The second look: local answers that begin badly are answered by the cloud, and nobody can tell."""
 
+import asyncio
 import http.client
 import json
 import re
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 
@@ -228,6 +230,51 @@ async def test_privacy_keeps_the_answer_here_and_tells_how_sure_it_is(
         await to_thread(daemon.call, "PUT", "/upcall/privacy", {"on": True})
     assert upstream.calls == []
     assert (await last_row(daemon))["wasted_tokens"] == 0
+
+
+async def test_privacy_tells_how_sure_the_local_model_is_of_prompts_that_the_cloud_was_wanted_for(
+    escalating: Escalating, upstream: Upstream
+) -> None:
+    daemon = escalating(upstream.base_url("openai"), **LOOKING, **SURE_OF_NOTHING)
+    headers, _ = await ask(daemon, "router-mf-0", upcall={"privacy": "on"})
+    assert (headers["x-upcall-route"], headers["x-upcall-reason"]) == ("local", "privacy")
+    assert 0 < float(headers["x-upcall-confidence"]) < 1
+    assert upstream.calls == []
+
+
+async def test_a_cloud_answer_in_the_place_of_a_local_failure_is_passed_on_word_by_word(
+    escalating: Escalating, upstream: Upstream, tmp_path: Path
+) -> None:
+    (broken := tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(64))
+    heard = asyncio.Event()
+
+    async def one_word_first(call: Call) -> None:
+        await call.send(*call.begin, call.text("Hel"))
+        await asyncio.wait_for(heard.wait(), 60)
+        await call.send(call.text("lo"), *call.end)
+
+    upstream.script = one_word_first
+    settings = {"LOCAL__MODEL": str(broken), "ROUTING__ON_LOCAL_FAILURE": "cloud", **LOOKING}
+    daemon = escalating(upstream.base_url("openai"), ready=False, **settings)
+    async with aiohttp.ClientSession() as session:
+        body = {"model": BELOW_ALL, "messages": MESSAGES, "stream": True}
+        async with session.post(f"{daemon.url}/v1/chat/completions", json=body) as response:
+            assert response.headers["x-upcall-reason"] == "local_failed"
+            text = ""
+            async for line in response.content:
+                text += line.decode()
+                if "Hel" in text:
+                    heard.set()
+    assert '"lo"' in text
+
+
+async def test_while_who_answers_is_not_decided_nobody_is_told_that_the_local_model_is_waited_for(
+    escalating: Escalating, upstream: Upstream
+) -> None:
+    daemon = escalating(upstream.base_url("openai"), **LOOKING, **SURE_OF_ALL, LOCAL__SLOTS="1")
+    for _, text in await asyncio.gather(*(ask(daemon, BELOW_ALL, stream=True) for _ in range(3))):
+        assert text.startswith("data: ")
+        assert "\n:" not in text
 
 
 @pytest.mark.parametrize(

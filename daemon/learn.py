@@ -11,12 +11,10 @@ import numpy as np
 import platformdirs
 
 from daemon.routing.battery import charge
-from models.fetch import file_sha256
 from models.llama.quiz import VERSION, Asked, Attempt, Quiz
 from routers.evaluation.second_look import Verdict
 from routers.evaluation.second_look import judge as judged
 from routers.registry import load
-from routers.second_look import beside
 from routers.training import attempts as kept
 from routers.training.attempts import Attempts
 from routers.training.public import read
@@ -59,21 +57,21 @@ def to_learn(count: int, data: Path, *, public: bool) -> list[Question]:
 
 def learn(
     model: Path,
+    sha256: str,
     questions: Sequence[Question],
     encoder: Path,
+    out: Path,
     *,
-    out: Path | None = None,
+    trusted: bool = False,
     threads: int = 0,
     on_progress: OnProgress = lambda done, total, state: None,
 ) -> Learnt:
-    """Ask the model the `questions` and write its second look to `out`, by default beside it.
+    """Ask the model, whose file has that hash, the `questions` and write its second look to the folder `out`.
 
     Raises as `ask` does.
     """
-    sha256 = file_sha256(model)
-    attempts = ask(model, questions, folder(sha256), threads=threads, on_progress=on_progress)
+    attempts = ask(model, questions, folder(sha256), trusted=trusted, threads=threads, on_progress=on_progress)
     some = lessons(questions, attempts, first_scores("mf", questions, encoder))
-    out = out or beside(model, sha256)
     calibration = ship(some, out, sha256)
     return Learnt(out, calibration.version, len(attempts), some.weak.mean(), calibration.expected_calibration_error)
 
@@ -86,14 +84,15 @@ def to_judge(count: int, data: Path, published: Path) -> list[Question]:
 
 def judge(
     model: Path,
+    sha256: str,
     questions: Sequence[Question],
     encoder: Path,
     *,
-    threads: int = 0,
+    trusted: bool = False,
     on_progress: OnProgress = lambda done, total, state: None,
 ) -> Verdict:
-    """Judge what can be learnt of the model, on `questions`. Raises as `ask` does."""
-    attempts = ask(model, questions, folder(file_sha256(model)), threads=threads, on_progress=on_progress)
+    """Judge what can be learnt of the model, whose file has that hash, on `questions`. Raises as `ask` does."""
+    attempts = ask(model, questions, folder(sha256), trusted=trusted, on_progress=on_progress)
     known = set(attempts.key.tolist())
     questions = [question for question in questions if question.key in known]
     first = {name: np.array(first_scores(name, questions, encoder)) for name in ("mf", "knn")}
@@ -116,11 +115,13 @@ def ask(
     questions: Sequence[Question],
     where: Path,
     *,
+    trusted: bool = False,
     threads: int = 0,
     on_progress: OnProgress = lambda done, total, state: None,
 ) -> Attempts:
     """Put to the model those `questions` that it was not asked before, keeping its attempts in `where`.
 
+    `trusted` is whether its file's own chat template may run, where upcall has none of its own for it.
     Gives way to other programs, and waits while the machine runs on battery. What is interrupted goes on from its last
     block.
 
@@ -134,7 +135,7 @@ def ask(
     if left:
         if hasattr(os, "nice"):
             os.nice(max(0, NICENESS - os.nice(0)))
-        quiz = Quiz(model, threads=threads)
+        quiz = Quiz(model, trusted=trusted, threads=threads)
         try:
             for start in range(0, len(left), BLOCK):
                 block = left[start : start + BLOCK]

@@ -50,8 +50,9 @@ def install(server: Server) -> Installed:
     if _systemd_version() >= NOTIFY_RELOAD_SINCE:
         service = re.sub(r"^ExecReload=.*\n", "", service.replace("Type=notify\n", "Type=notify-reload\n"), flags=re.M)
     socket = _template(SOCKET).replace(PACKAGED_ADDRESS, _address(server))
-    _folder().mkdir(parents=True, exist_ok=True)
-    units = [_folder() / SERVICE, _folder() / SOCKET]
+    folder = _folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    units = [folder / SERVICE, folder / SOCKET]
     for path, text in zip(units, (service, socket), strict=True):
         path.write_text(text)
     return Installed(units, _trouble(systemctl("daemon-reload", quiet=True)))
@@ -59,7 +60,8 @@ def install(server: Server) -> Installed:
 
 def uninstall() -> list[Path]:
     """Stop and disable the service and remove its units. Raises `FileNotFoundError` where it is not installed."""
-    units = [_folder() / SERVICE, _folder() / SOCKET]
+    folder = _folder()
+    units = [folder / SERVICE, folder / SOCKET]
     if not any(path.is_file() for path in units):
         raise FileNotFoundError(f"{units[0]} is not there; `upcall service install` has not been run by this user")
     systemctl("disable", "--now", SERVICE, SOCKET, quiet=True)
@@ -123,7 +125,12 @@ def _trouble(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 def _folder() -> Path:
-    return platformdirs.user_config_path("systemd") / "user"
+    """Where the user's systemd looks for units, which goes by its own environment and not by this shell's."""
+    command = shutil.which("systemctl")
+    asked = [command, "--user", "show-environment"]
+    shown = subprocess.run(asked, capture_output=True, text=True).stdout if command else ""
+    found = re.search(r"^XDG_CONFIG_HOME=(/.*)$", shown, re.MULTILINE)
+    return Path(found[1] if found else Path.home() / ".config") / "systemd" / "user"
 
 
 def _template(unit: str) -> str:

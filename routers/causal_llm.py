@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import platformdirs
 from numpy.typing import NDArray
 
 from routers.calibration import Calibration, read
@@ -47,7 +48,7 @@ class CausalRouter:
 
     name = NAME
 
-    def __init__(self, judge: Judge, artifacts: Path = ARTIFACTS / NAME) -> None:
+    def __init__(self, judge: Judge, artifacts: Path | None = None) -> None:
         self._judge = judge
         self._reading = reading(judge.model_sha256, artifacts)
         self.version = self._reading.version
@@ -71,13 +72,19 @@ class Reading:
         return sigmoid(self.slope * mean_label(logs) + self.intercept).astype(np.float32)
 
 
-def reading(model_sha256: str, artifacts: Path = ARTIFACTS / NAME) -> Reading:
-    """The calibration for the model file with this hash.
+def own_folder() -> Path:
+    """Of the calibrations that were made on this machine."""
+    return platformdirs.user_state_path("upcall") / NAME
+
+
+def reading(model_sha256: str, artifacts: Path | None = None) -> Reading:
+    """The calibration for the model file with this hash, in `artifacts`, or one's own, or one that ships.
 
     Raises:
         RouterError: there is none, or it is damaged.
     """
-    folder = artifacts / model_sha256[:12]
+    places = [place / model_sha256[:12] for place in ([artifacts] if artifacts else [own_folder(), ARTIFACTS / NAME])]
+    folder = next((place for place in places if place.is_dir()), places[-1])
     artifact = folder / "causal_llm.json"
     try:
         stored = json.loads(artifact.read_text())

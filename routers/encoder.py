@@ -101,10 +101,14 @@ def session_options(threads: int = 1) -> ort.SessionOptions:
 def _open(path: Path, threads: int) -> ort.InferenceSession:
     options = session_options(threads)
     options.register_custom_ops_library(_custom_operators())
-    mapped = _mapped_copy(path)
-    if mapped is not None:
+    if (mapped := _mapped_copy(path)) is not None:
+        level = options.graph_optimization_level
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # done when it was written
-        return ort.InferenceSession(mapped, options, providers=["CPUExecutionProvider"])
+        try:
+            return ort.InferenceSession(mapped, options, providers=["CPUExecutionProvider"])
+        except Exception:  # of many unrelated types: cut short by a full disk, or by whoever cleans up
+            shutil.rmtree(mapped.parent, ignore_errors=True)
+            options.graph_optimization_level = level
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -126,7 +130,10 @@ def _mapped_copy(path: Path) -> Path | None:
         options.optimized_model_filepath = str(scratch / graph.name)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        try:
+            ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception:  # of many unrelated types: for a full disk, and for a damaged file, which fails by itself
+            return None
         with contextlib.suppress(OSError):  # another process was first
             os.rename(scratch, directory)
     finally:

@@ -37,7 +37,10 @@ class Graph:
             raise RouterError(
                 f"{path} takes {found}, not {dict(inputs)}: it was trained for another encoder; train it again."
             )
-        self.version: str = self._session.get_modelmeta().custom_metadata_map.get("version", "unknown")
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.version: str = metadata.get("version", "unknown")
+        self.first_look: str = metadata.get("first_look", "")
+        """`name@version` of the router whose scores it was trained on, where these have a weight."""
         self.widths: Mapping[str, int] = found
         shapes = {
             each.name: [size if isinstance(size, int) else 1 for size in each.shape]

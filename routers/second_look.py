@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.calibration import Calibration, read
+from routers.calibration import Calibration, read, shipped
 from routers.graph import ARTIFACTS, Graph
 from routers.interface import RouterError
 
 SHIPPED = ARTIFACTS / "second_look"
+FIRST_LOOK = "mf"
+"""The router whose score a second look takes."""
 RULE = "rule"
 """The artifact that goes by the first tokens alone, for models that nobody trained a second look for."""
 SIGNALS = 4
@@ -39,8 +41,21 @@ class SecondLook:
         Raises:
             RouterError: the artifact is missing, damaged or of another version than its calibration.
         """
+        try:
+            (folder / FILE).open("rb").close()
+        except OSError as error:
+            raise RouterError(
+                f"{folder / FILE} cannot be read ({error.strerror}): check its owner; what was learnt while upcall "
+                "runs is read from its next start on"
+            ) from error
         graph = Graph(folder / FILE, {"first_score": 1, "signals": SIGNALS, "hidden": None})
         calibration = read(folder / "calibration.json")
+        now = f"{FIRST_LOOK}@{shipped(FIRST_LOOK).version}"
+        if graph.first_look and graph.first_look != now:
+            raise RouterError(
+                f"{folder} holds a second look that goes by the scores of {graph.first_look}, and this is {now}: "
+                "run `upcall learn-model` again."
+            )
         if calibration.version != graph.version:
             raise RouterError(
                 f"{folder} holds a second look of version {graph.version} with the calibration of "
@@ -55,7 +70,7 @@ class SecondLook:
         Raises `RouterError` as `load` does.
         """
         for folder in (beside(model, sha256), SHIPPED / sha256[:16]):
-            if folder.is_dir():
+            if (folder / FILE).is_file():
                 return cls.load(folder)
         return cls.load(SHIPPED / RULE)
 

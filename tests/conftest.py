@@ -49,6 +49,13 @@ def use_encoder(store: Store, require: Require) -> Path:
     return _pulled(store, "use-multilingual", require)
 
 
+@pytest.fixture(scope="session")
+def data(require: Require) -> Path:
+    """The folder of the data files, for training and evaluation."""
+    require("UPCALL_DATA" in os.environ, "UPCALL_DATA is not set: it names the folder of the data files")
+    return Path(os.environ["UPCALL_DATA"])
+
+
 def _pulled(store: Store, name: str, require: Require) -> Path:
     try:
         return store.pull(name)

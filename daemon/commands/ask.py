@@ -35,7 +35,7 @@ def ask(
     """Ask PROMPT, and print the answer as it comes; `-`, or nothing, reads the prompt from standard input.
 
     Standard output gets the answer alone, standard error the route and its reason. The last conversation is kept in
-    memory ($XDG_RUNTIME_DIR), never on a disk.
+    memory ($XDG_RUNTIME_DIR) until you log out.
     """
     from daemon.client import DaemonError, stream
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemon.commands.routing import data_option, training_module
+from daemon.commands.routing import confine_to, data_option, training_module
 from daemon.commands.settings import settings_or_exit
 
 if TYPE_CHECKING:
@@ -30,15 +30,17 @@ def judge() -> None:
 @judge.command()
 @model_option
 @data_option
-@click.option("--out", type=click.Path(path_type=Path), help="Folder in the place of the shipped calibrations.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for the calibration, in the place of your own ones."
+)
 @click.option("--prompts", type=click.IntRange(min=20), help="To ask about, of each source.")
 def train(model: str | None, data: Path, out: Path | None, prompts: int | None) -> None:
     """Ask the model about some hundred prompts from the data files, and fit what its judgements are worth."""
     module = training_module("routers.training.causal_llm")
-    where: dict[str, Any] = {} if out is None else {"out": out}
-    where |= {} if prompts is None else {"per_source": prompts}
-    with offline_judge(model) as asked:
-        fitted = module.train(data, asked, asked.name, **where)
+    count: dict[str, Any] = {} if prompts is None else {"per_source": prompts}
+    out = out or module.own_folder()
+    with offline_judge(model, data, [out]) as asked:
+        fitted = module.train(data, asked, asked.name, out, **count)
     click.echo(f"causal_llm@{fitted.version} for {asked.name}: calibration error {fitted.expected_calibration_error}")
 
 
@@ -73,7 +75,7 @@ def evaluate(model: str | None, benchmarks: str, sample: int | None, data: Path,
 
     evaluation = training_module("routers.evaluation.__main__")
     cache = platformdirs.user_cache_path("upcall") / "scores"
-    with offline_judge(model) as asked:
+    with offline_judge(model, data, [cache, *([json_file.resolve().parent] if json_file else [])]) as asked:
         results = evaluation.run(
             ["causal_llm"], benchmarks.split(","), data, Path(), judge=asked, sample=sample, cache=cache
         )
@@ -97,14 +99,18 @@ class OfflineJudge:
 
 
 @contextmanager
-def offline_judge(model: str | None) -> Iterator[OfflineJudge]:
-    """`model` is a name or file as in `local.model`, the settings' if None. Raises `StoreError`, `ClickException`."""
+def offline_judge(model: str | None, readable: Path, writable: Sequence[Path]) -> Iterator[OfflineJudge]:
+    """`model` is a name or file as in `local.model`, the settings' if None. Raises `StoreError`, `ClickException`.
+
+    From then on this process has no network, and of files the model's, `readable` and the folders `writable` alone.
+    """
     import asyncio
 
     from models.llama.model import LlamaModel
     from routers.interface import RouterError
 
     settings = _local(model)
+    confine_to([Path(settings.path), readable], writable)
     loaded = LlamaModel(settings)
     with asyncio.Runner() as runner:
         try:

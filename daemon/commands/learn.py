@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from daemon.commands.routing import encoder_path, training_module
+from daemon.commands.routing import confine_to, encoder_path, training_module
+from daemon.commands.settings import settings_or_exit
 
 if TYPE_CHECKING:
     from daemon.learn import OnProgress
@@ -35,10 +36,18 @@ def learn_model(model: str, data: Path | None, questions: int, threads: int | No
     the model's size; stop it at any time, and it goes on where it was. It gives way to other programs and waits while
     the machine runs on battery.
     """
-    learn, file = training_module("daemon.learn"), _file(model)
+    from models.fetch import file_sha256
+    from routers.second_look import beside
+
+    learn, file, encoder = training_module("daemon.learn"), _file(model), encoder_path()
     asked = learn.to_learn(questions, data or public_questions(), public=data is None)
+    sha256, trusted = file_sha256(file), settings_or_exit(None).local.trust_template
+    out = out or beside(file, sha256)
+    confine_to([file, encoder, encoder.parent], [learn.folder(sha256), out])
     with _asking(file) as on_progress:
-        learnt = learn.learn(file, asked, encoder_path(), out=out, threads=threads or 0, on_progress=on_progress)
+        learnt = learn.learn(
+            file, sha256, asked, encoder, out, trusted=trusted, threads=threads or 0, on_progress=on_progress
+        )
     click.echo(f"{learnt.folder}: second look {learnt.version}, trained on {learnt.n} questions")
     click.echo(
         f"calibration error {learnt.error:.3f} on sources it was not trained on; "
@@ -53,11 +62,16 @@ def evaluate_second_look(model: str, data: Path, questions: int, json_file: Path
 
     from rich.console import Console
 
-    learn, file = training_module("daemon.learn"), _file(model)
+    from models.fetch import file_sha256
+
+    learn, file, encoder = training_module("daemon.learn"), _file(model), encoder_path()
     shown = training_module("routers.evaluation.second_look")
     asked = learn.to_judge(questions, data, public_questions())
+    sha256, trusted = file_sha256(file), settings_or_exit(None).local.trust_template
+    results = [json_file.resolve().parent] if json_file else []
+    confine_to([file, encoder, encoder.parent], [learn.folder(sha256), *results])
     with _asking(file) as on_progress:
-        verdict = learn.judge(file, asked, encoder_path(), on_progress=on_progress)
+        verdict = learn.judge(file, sha256, asked, encoder, trusted=trusted, on_progress=on_progress)
     Console().print(shown.table(verdict))
     low, high = verdict.lead_interval
     click.echo(f"combined leads mf by {verdict.lead:+.3f} [{low:+.3f}, {high:+.3f}] in APGR on {shown.POOLED}")
@@ -72,7 +86,6 @@ def public_questions() -> Path:
     from daemon import privacy
     from daemon.benchmark_files import benchmark_files
     from daemon.commands.models import progress_bar
-    from daemon.commands.settings import settings_or_exit
 
     files = training_module("routers.training.public").files()
     folder = platformdirs.user_cache_path("upcall") / "questions"

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FIRST_LOOK = "mf"
-"""The router whose score a second look takes."""
 RETRY_SECONDS = 60.0
 """A second look that could not be loaded (`upcall learn-model` may not have run) is tried again after so long."""
 
@@ -174,6 +172,8 @@ class SecondLooks:
 
     async def _prepared(self, request: ChatRequest, decision: Decision) -> "tuple[SecondLook, float] | None":
         """What the verdict takes beside the answer, made ready while the local model reads the prompt."""
+        from routers.second_look import FIRST_LOOK
+
         look = await self._loaded()
         if look is None or decision.router is None:
             return None

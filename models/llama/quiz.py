@@ -63,9 +63,12 @@ class Attempt:
 
 
 class Quiz:
-    """The model in the GGUF file at `path`, for questions only. Raises `LoadError`."""
+    """The model in the GGUF file at `path`, for questions only. Raises `LoadError`.
 
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
+    `trusted` is whether the file's own chat template may run, as with `LlamaSettings.trust_template`.
+    """
+
+    def __init__(self, path: Path, *, trusted: bool = False, threads: int = 0) -> None:
         asked = LlamaSettings(
             path=str(path), name=path.stem, context_length=2048, slots=_SEQUENCES, cache_tokens=_CELLS, threads=threads
         )
@@ -73,7 +76,7 @@ class Quiz:
         self._model = Model(str(path), repack=self._settings.repack, on_progress=lambda _: True)
         self._vocabulary = self._model.vocabulary
         try:
-            template = choose_template(self._model.metadata, self._vocabulary, trusted=False)
+            template = choose_template(self._model.metadata, self._vocabulary, trusted=trusted)
             self._renderer = Renderer(template, self._vocabulary, context_length=self._settings.context_length)
             self._context = Context(self._model, self._settings)
         except (ValueError, LoadError) as error:

@@ -67,6 +67,10 @@ LOOKS: Mapping[str, View] = {
 }
 
 
+AS_SERVED = "rule, as served"
+"""The first-token rule on the first tokens that the model would have written, whether or not they are the letter."""
+
+
 def judge(some: Lessons, first_looks: Mapping[str, Floats], lengths: Floats, draws: int = 1000) -> Verdict:
     """Judge each router on each group of sources.
 
@@ -77,6 +81,7 @@ def judge(some: Lessons, first_looks: Mapping[str, Floats], lengths: Floats, dra
         "length": lengths,
         **first_looks,
         **{name: held_out(view.of(some), view.choices) for name, view in LOOKS.items()},
+        AS_SERVED: held_out(some, CHOICES[:1], replace(some, signals=some.own)),
         "oracle": some.strong - some.weak,
     }
     rows = []
@@ -102,12 +107,13 @@ def _row(label: str, router: str, scores: Floats, some: Lessons, draws: int) -> 
     whole = curve(scores, some.strong, some.weak)
     spread = interval(scores, some.strong, some.weak, draws)
     error = None
-    if router in LOOKS:
+    looks = router in LOOKS or router == AS_SERVED
+    if looks:
         error = measured(router, "", scores, some.outcome, date="", sample=label).expected_calibration_error
     return Row(
         label, router, len(scores), whole.weak, whole.strong, whole.apgr, spread["apgr"],
         (whole.cpt(LEVELS[0]), whole.cpt(LEVELS[1])), (spread["cpt50"], spread["cpt80"]),
-        whole.cpt(LEVELS[0]) if router in LOOKS else 0.0, error,
+        whole.cpt(LEVELS[0]) if looks else 0.0, error,
     )  # fmt: skip
 
 

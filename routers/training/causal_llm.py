@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.progress import track
 
 from routers.calibration import Calibration
-from routers.causal_llm import LABELS, NAME, Judge, mean_label, question
-from routers.graph import ARTIFACTS
+from routers.causal_llm import LABELS, NAME, Judge, mean_label, own_folder, question
 from routers.training import data
 from routers.training.calibrate import MIX, calibrate
 from routers.training.pairs import held_back
@@ -23,11 +22,14 @@ def train(
     data_folder: Path,
     judge: Judge,
     model: str,
-    out: Path = ARTIFACTS / NAME,
+    out: Path | None = None,
     per_source: int = PER_SOURCE,
     progress: bool = True,
 ) -> Calibration:
-    """Ask `judge`, known as `model`, about held-back prompts of each calibrating source, and fit the logistic."""
+    """Ask `judge`, known as `model`, about held-back prompts of each calibrating source, and fit the logistic.
+
+    What is fitted is kept in `out`, by default where `reading` looks first.
+    """
     kept = [_sample(source, per_source) for source in data.sources(data_folder) if source.name in MIX]
     labels = []
     for source in kept:
@@ -37,7 +39,7 @@ def train(
         labels.append(mean_label(logs))
     fingerprint = data.fingerprint(data_folder, [source.name for source in kept])
     fitted = calibrate(NAME, labels, kept, lambda number, rows: labels[number][rows], fingerprint)
-    folder = out / judge.model_sha256[:12]
+    folder = (out or own_folder()) / judge.model_sha256[:12]
     folder.mkdir(parents=True, exist_ok=True)
     artifact = {
         "version": fitted.calibration.version,

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers import logistic
-from routers.calibration import Calibration, measured
+from routers.calibration import Calibration, measured, shipped
 from routers.interface import RouterError
 from routers.logistic import Floats
-from routers.second_look import FILE, signals
+from routers.second_look import FILE, FIRST_LOOK, signals
 from routers.training.attempts import Attempts
 from routers.training.export import write_second_look
 from routers.training.questions import ORIGINS, Question
@@ -49,6 +49,8 @@ class Lessons:
     hidden: Floats
     """Shape `(n, width)`; of width 0 where the second look takes none."""
     signals: Floats
+    own: Floats
+    """The same of the first tokens that the model would have written, as the daemon has them; see `_sureness`."""
     weak: Floats
     """How right the weak model was, 0 to 1."""
     strong: Floats
@@ -68,11 +70,13 @@ def lessons(questions: Sequence[Question], attempts: Attempts, first_scores: Seq
     asked = [index for index, question in enumerate(questions) if question.key in row]
     found = attempts.rows(np.array([row[questions[index].key] for index in asked], dtype=np.intp))
     said = [signals(*_sureness(found, row)) for row in range(len(found))]
+    own = [signals(*_own_sureness(found, row)) for row in range(len(found))]
     return Lessons(
         np.array([questions[index].source for index in asked]),
         np.array([first_scores[index] for index in asked], dtype=np.float64),
         found.at_first.astype(np.float64),
         np.array(said),
+        np.array(own),
         found.right.astype(np.float64),
         np.array([questions[index].strong for index in asked]),
     )
@@ -87,8 +91,7 @@ def _sureness(found: Attempts, row: int) -> tuple[list[float], list[float]]:
     logprobs = found.label_logprobs[row].astype(np.float64)
     logprobs = logprobs[~np.isnan(logprobs)]
     if len(logprobs) < 2:
-        watched = ~np.isnan(found.margins[row, :HELD_BACK])
-        return found.entropies[row, :HELD_BACK][watched].tolist(), found.margins[row, :HELD_BACK][watched].tolist()
+        return _own_sureness(found, row)
     chances = np.exp(logprobs - logprobs.max())
     chances /= chances.sum()
     first, second = np.sort(chances)[::-1][:2]
@@ -96,12 +99,17 @@ def _sureness(found: Attempts, row: int) -> tuple[list[float], list[float]]:
     return [float(entropy)], [float(first - second)]
 
 
+def _own_sureness(found: Attempts, row: int) -> tuple[list[float], list[float]]:
+    watched = ~np.isnan(found.margins[row, :HELD_BACK])
+    return found.entropies[row, :HELD_BACK][watched].tolist(), found.margins[row, :HELD_BACK][watched].tolist()
+
+
 def of_any(every: Sequence[Lessons]) -> Lessons:
     """The lessons of several models as those of any: without hidden states, which only one of them has."""
     names = [name for name in Lessons.__slots__ if name != "hidden"]
     together = (np.concatenate([getattr(some, name) for some in every]) for name in names)
-    source, first_score, signals, weak, strong = together
-    return Lessons(source, first_score, np.empty((len(source), 0)), signals, weak, strong)
+    source, first_score, signals, own, weak, strong = together
+    return Lessons(source, first_score, np.empty((len(source), 0)), signals, own, weak, strong)
 
 
 def signed(inputs: Floats, outcome: Floats, penalties: Floats, signs: NDArray[np.int_]) -> tuple[Floats, float]:
@@ -192,13 +200,16 @@ def _strong(some: Lessons) -> float:
     return float(some.strong[known].mean() if known.any() else some.strong.mean())
 
 
-def held_out(some: Lessons, choices: Sequence[tuple[float, float]] = CHOICES) -> Floats:
-    """Scores of each source by a second look trained on the others, as far as these may train what is shipped."""
+def held_out(some: Lessons, choices: Sequence[tuple[float, float]] = CHOICES, seen: Lessons | None = None) -> Floats:
+    """Scores of each source by a second look trained on the others, as far as these may train what is shipped.
+
+    What is scored are the same questions as `seen`, where that is given.
+    """
     trains = np.array([ORIGINS[name].trains for name in some.source.tolist()])
     scores = np.zeros(len(some.source))
     for name in np.unique(some.source):
         here = some.source == name
-        scores[here] = fit(some.rows(trains & ~here), choices).score(some.rows(here))
+        scores[here] = fit(some.rows(trains & ~here), choices).score((seen or some).rows(here))
     return scores
 
 
@@ -225,6 +236,8 @@ def ship(some: Lessons, out: Path, model_sha256: str, choices: Sequence[tuple[fl
         sample=f"questions of sources left out of training in turn: {names}; {right}",
     )  # fmt: skip
     metadata = {"version": calibration.version, "date": calibration.date, "model_sha256": model_sha256}
+    if trained.plain[0]:
+        metadata["first_look"] = f"{FIRST_LOOK}@{shipped(FIRST_LOOK).version}"
     write_second_look(
         out / FILE,
         # The hidden state comes with the second token: an answer that has only one is looked at where it has no weight.

@@ -23,6 +23,7 @@ from daemon.gateway import confine_gateway
 
 MSG_FASTOPEN = 0x20000000
 PTRACE_SEIZE, PTRACE_DETACH = 0x4206, 17
+PR_GET_DUMPABLE = 3
 
 
 def attack(targets: dict[str, Any]) -> dict[str, bool]:
@@ -55,6 +56,7 @@ def attack(targets: dict[str, Any]) -> dict[str, bool]:
         "signal another": lambda: os.kill(targets["victim"], signal.SIGCONT),
         "run a program": lambda: subprocess.run(["/bin/true"], check=True),
         "join another's network": lambda: _join_network(targets["victim"]),
+        "let others look into it": _look_in,
         "dump its own memory": lambda: resource.setrlimit(resource.RLIMIT_CORE, (1, 1)),
     }
     # A child each: an attempt may change the process, as joining a network does.
@@ -71,6 +73,11 @@ def _succeeds(attempt: Callable[[], object]) -> bool:
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def _look_in() -> None:
+    if ctypes.CDLL(None).prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) != 1:
+        raise PermissionError("not dumpable")
 
 
 def _udp() -> socket.socket:

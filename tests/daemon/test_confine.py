@@ -213,7 +213,7 @@ def test_the_filter_decides_alike_on_every_machine(machine: str) -> None:
     architecture = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[machine]
 
     def verdict(name: str, *arguments: int, may_accept: bool = False) -> str:
-        return _run(seccomp.program(machine, may_accept), architecture, numbers[name], arguments)
+        return _run(seccomp.program(machine, may_accept, pid=4711), architecture, numbers[name], arguments)
 
     assert {verdict(name) for name in (*seccomp.NEVER, *seccomp.LISTENING)} == {"errno 1"}
     assert {verdict(name) for name in seccomp.ABSENT} == {"errno 38"}
@@ -226,8 +226,10 @@ def test_the_filter_decides_alike_on_every_machine(machine: str) -> None:
     assert [verdict(name, 0, 0, 0, 0) for name in ("sendto", "sendmsg", "sendmmsg")] == ["allow"] * 3
     assert verdict("sendto", 0, 0, 0, 0x20000000) == "errno 1"
     assert verdict("sendmsg", 0, 0, 0x20000000) == "errno 1"
-    assert _run(seccomp.program(machine, False), 0x40000003, 0, ()) == "kill"  # i386 has other numbers
-    assert _run(seccomp.program(machine, False), architecture, 0x40000000 | 41, ()) == "kill"  # so has x32
+    assert {verdict(name, 4711) for name in seccomp.SIGNALLING} == {"allow"}
+    assert {verdict(name, pid) for name in seccomp.SIGNALLING for pid in (1, 0, 2**64 - 1, 4712)} == {"errno 1"}
+    assert _run(seccomp.program(machine, False, 1), 0x40000003, 0, ()) == "kill"  # i386 has other numbers
+    assert _run(seccomp.program(machine, False, 1), architecture, 0x40000000 | 41, ()) == "kill"  # so has x32
 
 
 def _run(program: bytes, architecture: int, number: int, arguments: tuple[int, ...]) -> str:

@@ -1,6 +1,11 @@
 """Getting to know a model: what is interrupted goes on, power is waited for, and what comes out can be loaded."""
 
+import contextlib
+import re
+import subprocess
+import time
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 import numpy as np
 import pytest
@@ -9,12 +14,15 @@ from click.testing import CliRunner
 from daemon import learn
 from daemon.cli import cli
 from daemon.routing.battery import Charge
+from models.fetch import file_sha256
 from models.llama.errors import LoadError
 from models.llama.quiz import Quiz
-from routers.second_look import SecondLook
+from models.store import Store
+from routers.second_look import SecondLook, beside
 from routers.training import attempts as kept
 from routers.training.questions import BLOCK, Question
 from routers.training.second_look import lessons, ship
+from tests.daemon.harness import UPCALL, user_environment
 
 QUESTIONS = [
     Question(
@@ -62,7 +70,7 @@ def test_what_was_interrupted_goes_on_and_asks_nothing_twice(
     assert not any(b"= ?" in file.read_bytes() for file in tmp_path.iterdir()), "no text is kept"
 
     some = lessons(QUESTIONS, found, [0.5] * len(QUESTIONS))
-    ship(some, tmp_path / "look", learn.file_sha256(smollm2))
+    ship(some, tmp_path / "look", file_sha256(smollm2))
     chance = SecondLook.load(tmp_path / "look").judge(0.5, np.ones(576), [1.0], [0.5])
     assert 0 < chance < 1
 
@@ -90,6 +98,26 @@ def test_on_battery_it_waits_until_there_is_power(
     monkeypatch.setattr(learn, "ON_BATTERY", 0.0)
     learn.ask(smollm2, QUESTIONS[:2], tmp_path, on_progress=lambda done, total, state: said.append(state))
     assert said == ["", "waiting for mains power", "waiting for mains power", ""]
+
+
+def test_the_command_asks_in_a_process_without_a_network_and_leaves_what_it_learnt_beside_the_model(
+    store: Store, smollm2: Path, use_encoder: Path, data: Path, tmp_path: Path
+) -> None:
+    (model := tmp_path / "mine.gguf").symlink_to(smollm2)
+    environment = {**user_environment(tmp_path), "UPCALL_ENCODER": str(use_encoder)}
+    command = [UPCALL, "learn-model", model, "--data", data, "--questions", "200"]
+    with subprocess.Popen(command, env=environment, stdout=PIPE, stderr=STDOUT, text=True) as asking:
+        filters: set[str] = set()
+        while asking.poll() is None:
+            with contextlib.suppress(OSError):
+                filters |= set(re.findall(r"^Seccomp:\t(\d)", Path(f"/proc/{asking.pid}/status").read_text(), re.M))
+            time.sleep(0.1)
+        assert asking.stdout is not None
+        said = asking.stdout.read()
+    assert asking.returncode == 0, said
+    assert "2" in filters
+    found = beside(model, store.find("smollm2-135m").sha256)
+    assert f"{found}: second look {SecondLook.load(found).version}, trained on " in said
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from typing import Any
 import openai
 import pytest
 
+from daemon import privacy
+from daemon.config import Settings
 from daemon.processes.supervisor import SWITCH_SECONDS
 from tests.daemon.conftest import Escalating, StartDaemon
 from tests.daemon.harness import Daemon, cli, client, reload, running_daemon, user_environment, wait_until
@@ -140,6 +142,19 @@ def test_a_switch_that_cannot_be_read_counts_as_on(tmp_path: Path, models_ready:
         switch.write_bytes(content)
     with running_daemon(tmp_path, models_ready, {}) as daemon:
         assert daemon.call("GET", "/healthz")["privacy"] is True
+
+
+@pytest.mark.parametrize(
+    ("content", "on"),
+    [(b"off\n", False), (b"on\n", True), (b"", True), (b"of", True), (b"nonsense", True), (b"\xff", True)],
+)
+def test_only_the_word_off_counts_as_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, on: bool
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    privacy.path().parent.mkdir()
+    privacy.path().write_bytes(content)
+    assert privacy.is_on(Settings()) is on
 
 
 def test_privacy_that_cannot_be_remembered_holds_at_once_and_says_until_when(

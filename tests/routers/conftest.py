@@ -38,16 +38,6 @@ def encoder(encoder_path: Path) -> Encoder:
     return Encoder(encoder_path)
 
 
-@pytest.fixture(scope="session")
-def data() -> Path:
-    folder = os.environ.get("UPCALL_DATA")
-    if not folder:
-        if os.environ.get("UPCALL_TEST_REQUIRE") == "all":
-            pytest.fail("UPCALL_DATA is not set, and the tests of training and evaluation need the data files")
-        pytest.skip("UPCALL_DATA is not set: it names the folder of the data files")
-    return Path(folder)
-
-
 HOSTILE = {
     "empty": "",
     "spaces": " \n\t ",

@@ -20,4 +20,4 @@ def made_lessons(each: int = 500) -> Lessons:
     weak = (random.random(count) < weak_chance).astype(np.float64)
     strong = (random.random(count) < 0.85).astype(np.float64)
     first = np.clip(0.62 + 0.01 * random.normal(size=count) - 0.002 * weak, 0.01, 0.99)
-    return Lessons(source, first, hidden, signals, weak, strong)
+    return Lessons(source, first, hidden, signals, signals, weak, strong)

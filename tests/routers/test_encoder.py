@@ -84,6 +84,27 @@ def test_an_encoder_in_a_folder_that_cannot_be_written_still_loads(
     assert np.allclose(plain, Encoder(encoder_path).embed(["Why is the sky blue?"]), atol=1e-5)
 
 
+def test_an_encoder_on_a_disk_that_fills_up_still_loads_and_so_does_one_whose_copy_was_cut_short(
+    tmp_path: Path, encoder_path: Path
+) -> None:
+    (encoder := tmp_path / "encoder.onnx").symlink_to(encoder_path)
+    script = (
+        "import pathlib, resource, sys; from routers.encoder import Encoder;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000));"
+        "print(Encoder(pathlib.Path(sys.argv[1])).embed(['Hello']).shape)"
+    )
+    full = subprocess.run([sys.executable, "-c", script, encoder], capture_output=True, text=True, check=True)
+    assert full.stdout == "(1, 512)\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder.onnx"]
+
+    whole = Encoder(encoder).embed(["Hello"])
+    (weights,) = tmp_path.glob("*.mapped-*/weights.bin")
+    weights.write_bytes(weights.read_bytes()[:1_000_000])
+    assert np.allclose(Encoder(encoder).embed(["Hello"]), whole, atol=1e-5)
+    assert Encoder(encoder).embed(["Hello"]).shape == (1, 512)
+    assert next(tmp_path.glob("*.mapped-*/weights.bin")).stat().st_size > 10_000_000
+
+
 def test_the_mapped_copy_takes_less_memory_than_the_file(encoder_path: Path) -> None:
     script = (
         "import json, pathlib, sys; from routers.encoder import Encoder;"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from routers import second_look
-from routers.evaluation.second_look import POOLED, judge
+from routers.evaluation.second_look import AS_SERVED, POOLED, judge
 from routers.interface import RouterError
 from routers.second_look import FILE, SIGNALS, SecondLook, beside, signals
 from routers.training import attempts as kept
@@ -51,6 +51,19 @@ def test_only_looks_at_the_attempt_throw_answers_away(some: Lessons) -> None:
     pooled = {row.router: row for row in verdict.rows if row.sources == POOLED}
     assert pooled["mf"].thrown_away == pooled["length"].thrown_away == 0
     assert 0 < pooled["combined"].thrown_away == pooled["combined"].cpt[0] < 1
+
+
+def test_the_rule_is_judged_as_served_too_on_the_first_tokens_that_an_answer_has(some: Lessons) -> None:
+    def apgr(lessons: Lessons) -> list[float]:
+        verdict = judge(lessons, {"mf": lessons.first_score}, np.ones(len(lessons.weak)), draws=2)
+        rows = {row.router: row for row in verdict.rows if row.sources == POOLED}
+        assert rows[AS_SERVED].thrown_away > 0
+        assert rows[AS_SERVED].error is not None
+        return [rows[name].apgr for name in ("first-token rule", AS_SERVED)]
+
+    alike, telling_nothing = apgr(some), apgr(replace(some, own=np.tile(some.own[:1], (len(some.weak), 1))))
+    assert alike[0] == alike[1] == telling_nothing[0]
+    assert telling_nothing[1] < alike[0] - 0.03
 
 
 def test_no_source_is_judged_by_what_was_trained_on_it(some: Lessons) -> None:
@@ -202,9 +215,11 @@ def test_where_letters_were_chosen_from_only_the_letters_say_how_sure_the_model_
         _attempts([question.key for question in questions]),
         label_logprobs=kept.padded([[np.log(0.003), np.log(0.001)], []], kept.CHOICES),
     )
-    chosen, written = lessons(questions, found, [0.5, 0.5]).signals
+    learnt = lessons(questions, found, [0.5, 0.5])
+    chosen, written = learnt.signals
     assert chosen == pytest.approx([0.5623, 0.5, 0.5623, 0.5], abs=1e-4)
     assert written == pytest.approx([0.5, 0.5, 0.375, 0.375])
+    assert learnt.own == pytest.approx(np.array([written, written]))
 
 
 def test_doubt_never_counts_for_an_answer_whatever_the_questions_suggest(some: Lessons) -> None:

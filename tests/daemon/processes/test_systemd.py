@@ -393,7 +393,7 @@ def test_the_unit_of_an_installation_at_an_odd_path_starts_that_one(
     command.parent.mkdir()
     command.symlink_to(UPCALL)
     monkeypatch.setattr(sys, "executable", str(command.with_name("python")))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
     installed, _ = service.install(Server()).units
     (start,) = [line for line in installed.read_text().splitlines() if line.startswith("ExecStart=")]
     unit = tmp_path / "odd.service"
@@ -423,11 +423,15 @@ def test_the_unit_knows_the_base_directories_that_are_set_where_it_is_installed(
     disk = tmp_path / "Big Disk 100%s"
     monkeypatch.setenv("XDG_STATE_HOME", "not/absolute")
     monkeypatch.setenv("XDG_DATA_HOME", str(disk))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "elsewhere"))
     moved = service.install(Server()).units[0]
+    assert moved == tmp_path / ".config/systemd/user" / SERVICE, (
+        "where systemd looks, which knows nothing of this shell"
+    )
     added = set(moved.read_text().splitlines()) - set(shipped.splitlines())
     written = str(disk).replace("%", "%%")
     assert added == {
-        f'Environment="XDG_DATA_HOME={written}"',
+        f'Environment=XDG_CONFIG_HOME={tmp_path}/elsewhere "XDG_DATA_HOME={written}"',
         f'ExecStartPre=+/bin/mkdir -p -m 0700 {tmp_path}/.local/state/upcall "{written}/upcall/models"',
         f'ReadWritePaths={tmp_path}/.local/state/upcall "{written}/upcall/models"',
     }

@@ -1,5 +1,6 @@
 """Verdicts: what they keep and what they must not, how to be rid of them, and what is learnt from them."""
 
+import asyncio
 import json
 import signal
 import sqlite3
@@ -15,6 +16,7 @@ from daemon.accounts.history import opened
 from daemon.accounts.ledger import MIGRATIONS, Record, insert, open_for_writing
 from daemon.client import DaemonError
 from daemon.routing import feedback
+from daemon.routing import recent as recent_module
 from daemon.routing.recent import MOST, SECONDS, Recent, Sight
 from routers.calibration import shipped
 from routers.encoder import DIMENSION, Encoder
@@ -242,6 +244,17 @@ def test_a_ledger_from_before_there_were_verdicts_is_read(tmp_path: Path) -> Non
         connection.executescript(f"DROP TABLE feedback; PRAGMA user_version = {len(MIGRATIONS) - 1};")
     with opened(file) as history:
         assert history.find("aa").verdict is None
+
+
+async def test_what_is_held_is_let_go_of_in_time_though_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent_module, "SECONDS", 0.3)
+    recent = Recent()
+    recent.note("old", Sight("mf@1", 0.5, b"vector"))
+    ageing = asyncio.create_task(recent.age())
+    await asyncio.wait([ageing], timeout=1)
+    held = len(recent._held)
+    ageing.cancel()
+    assert held == 0
 
 
 def test_only_the_latest_decisions_are_held_and_only_for_minutes() -> None:

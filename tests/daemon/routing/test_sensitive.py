@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from daemon.config import Sensitive
-from daemon.routing.sensitive import Recogniser
+from daemon.routing.sensitive import KINDS, Recogniser
 from tests.daemon.conftest import Escalating
 from tests.daemon.harness import client
 from tests.emulators.servers import Emulator
@@ -32,6 +32,25 @@ PRIVATE = [
     ("social security number", "SSN 536-90-4399"),
     ("codice fiscale", "RCCMNL83S18D969H"),
     ("DNI", "DNI 54362315K"),
+    ("NIR", "NIR 2 95 10 99 126 111 93"),
+    ("CURP", "CURP BOXW310820HNERXN09"),
+    ("CUIT", "CUIT 20-05536168-2"),
+    ("RUT", "RUT 76.086.428-5"),
+    *(
+        ("API key", prefix + rest)
+        for prefix, rest in (
+            ("sk-", "ant-" + "api03-abcdefghijkl"),
+            ("github_", "pat_" + "11ABCDEFG0" * 3),
+            ("glpat", "-abcdefghij0123456789"),
+            ("AI", "zaSyA0123456789abcdefghijklmnopqrs"),
+            ("xoxb", "-0123456789-abcdef"),
+            ("hf", "_abcdefghijklmnopqrstuvwxyzABCDEF"),
+            ("npm", "_abcdefghijklmnopqrstuvwxyzABCDEF"),
+            ("pypi", "-AgEIcHlwaS5vcmcCJDAwMDAwMDAwLTAwMDAtMDAw"),
+            ("sk_", "live_abcdefghij0123456789"),
+            ("ya29", ".a0ARrdaM_abcdefghijklm"),
+        )
+    ),
 ]
 HARMLESS = [
     "What is the capital of Peru?",
@@ -63,6 +82,10 @@ def test_private_text_is_recognised_wherever_it_stands(kind: str, text: str) -> 
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": text}}
     assert recogniser.find([{"role": "assistant", "content": None, "tool_calls": [call]}]) == kind
     assert recogniser.find(said("word " * 200_000 + text)) == kind
+
+
+def test_every_kind_is_among_what_is_recognised_here() -> None:
+    assert {kind.name for kinds in KINDS.values() for kind in kinds} == {kind for kind, _ in PRIVATE}
 
 
 @pytest.mark.parametrize("begin", ["data:", "data: ", "data:text/plain,", "data:image/png;base64,AAAA "])

@@ -53,7 +53,11 @@ for command in (
 @click.option("--port", type=int, help="TCP port on loopback; 0 takes a free one.")
 @click.option("--local-model", help="Name from `upcall models`, or path of a GGUF file.")
 @click.option("--cloud-share", type=float, help="Share of prompts that may go to the cloud, 0 to 1.")
-@click.option("--privacy/--no-privacy", default=None, help="Keep everything on this machine for this run.")
+@click.option(
+    "--privacy/--no-privacy",
+    default=None,
+    help="Keep everything on this machine for this run; --no-privacy lifts privacy.mode, not `upcall privacy on`.",
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Lines for people, or JSON objects.")
 def serve(

@@ -42,7 +42,7 @@ class Server(Section):
     allowed_origins: tuple[str, ...] = ()
     """Origins of web pages that may use upcall, such as `https://chat.example.org`."""
     token: bool = False
-    """Ask every request for the token that `upcall key set server` stored."""
+    """Ask every request, but those for the dashboard's own files, for the token that `upcall key set server` stored."""
     max_concurrent: int = Field(default=64, ge=1)
     """Requests that one client address may have open."""
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
@@ -182,7 +182,8 @@ class Endpoint(Section):
     ca_bundle: Path | None = None
     """Certificates to trust instead of the system's."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Length of an answer whose request sets no limit, where the provider demands one, as Anthropic does."""
+    """Length of an answer whose request sets no limit, where the provider demands one, as Anthropic does; 4096 where it
+    is not set."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None
     """How the endpoint calls that limit; not set: OpenAI's own takes the newer name, all others the older."""
     unsupported: tuple[str, ...] | None = None

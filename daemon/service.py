@@ -126,9 +126,8 @@ def _trouble(done: "subprocess.CompletedProcess[str]") -> str:
 
 def _folder() -> Path:
     """Where the user's systemd looks for units, which goes by its own environment and not by this shell's."""
-    command = shutil.which("systemctl")
-    asked = [command, "--user", "show-environment"]
-    shown = subprocess.run(asked, capture_output=True, text=True).stdout if command else ""
+    command, asked = shutil.which("systemctl"), ("--user", "show-environment")
+    shown = subprocess.run([command, *asked], capture_output=True, text=True).stdout if command else ""
     found = re.search(r"^XDG_CONFIG_HOME=(/.*)$", shown, re.MULTILINE)
     return Path(found[1] if found else Path.home() / ".config") / "systemd" / "user"
 

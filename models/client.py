@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class WorkerGoneError(Exception):
-    """The worker process ended, and with it what it was asked."""
+    """The worker process ended, and with it what it was asked; or it has no model that could answer."""
 
 
 class WorkerClient:
@@ -97,13 +97,15 @@ class WorkerClient:
                 self._channel.send(Cancel(id))
 
     async def count_tokens(self, request: ChatRequest) -> int:
-        """Raises `ValueError` where the model cannot render the request, `WorkerGoneError` where the worker ended."""
+        """Raises `ValueError` where the model cannot render the request, `WorkerGoneError` where there is none now."""
         match await self._ask(lambda id: CountTokens(id, request)):
             case Counted(tokens=tokens):
                 return tokens
+            case Refused(message=message, code=FailureCode.UNAVAILABLE):
+                raise WorkerGoneError(message)
             case Refused(message=message):
                 raise ValueError(message)
-        raise WorkerGoneError(self.name)
+        raise WorkerGoneError(f"The {self.name} model stopped; try again.")
 
     async def label_logprobs(self, text: str, labels: Sequence[str]) -> Labelled:
         """See `LabelModel.label_logprobs`. Raises `WorkerGoneError` where the worker ended."""

@@ -8,7 +8,7 @@ from typing import Annotated, Generic, Literal, TypeAlias, TypeVar, cast
 
 from pydantic import Field, TypeAdapter
 
-from models.interface import ChatRequest, Event, Labelled, ModelStatus
+from models.interface import ChatRequest, Event, FailureCode, Labelled, ModelStatus
 
 MAX_FRAME = 64 * 2**20
 """Bytes. Images inside a request are the largest thing that travels."""
@@ -98,6 +98,7 @@ class Refused:
 
     id: int
     message: str
+    code: FailureCode = FailureCode.BAD_REQUEST
     kind: Literal["refused"] = "refused"
 
 

@@ -154,9 +154,10 @@ class Hidden:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The request waits: for its turn, or for the model to load. For people; carries no part of the answer."""
+    """The request waits: for its turn, for the model to load, or for more from a provider that says it is at work. For
+    people; carries no part of the answer."""
 
-    stage: Literal["queued", "loading"]
+    stage: Literal["queued", "loading", "working"]
     position: int = 0
     """Requests ahead of this one."""
     fraction: float | None = None

@@ -27,6 +27,7 @@ from models.frames import (
     Weighed,
 )
 from models.interface import ChatModel, Failure, FailureCode, LabelModel
+from models.llama.errors import RefusedError
 
 Answers: TypeAlias = Channel[FromWorker, ToWorker]
 
@@ -75,11 +76,14 @@ async def _handle(
         case CountTokens() | AskLabels():
             try:
                 channel.send(await _reply(model, frame))
+            except RefusedError as error:
+                channel.send(Refused(frame.id, error.failure.message, error.failure.code))
             except ValueError as error:
                 channel.send(Refused(frame.id, str(error)))
             except Exception as error:
                 _note(error, frame.id)
-                channel.send(Refused(frame.id, "The model failed on this request; see the log."))
+                message = "The model failed on this request; see the log."
+                channel.send(Refused(frame.id, message, FailureCode.UNAVAILABLE))
         case AskStatus():
             try:
                 channel.send(Status(frame.id, await models[frame.model].status()))

@@ -1,6 +1,6 @@
 """Carries an answer to the client, whole or as a stream, in whatever wire format the client speaks."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -11,11 +11,16 @@ from daemon.api.exchange import Exchange
 from daemon.api.wish import Asked
 from daemon.dispatcher import Dispatcher, SensitivePromptError
 from daemon.routing.scorer import UnknownRouterError
-from models.interface import ChatRequest, Event, Failure
+from models.interface import ChatRequest, Confidence, Event, Failure, Hidden, Progress
+
+QUIET_SECONDS = 10.0
+"""How long a provider's word that it is at work opens no stream: some say it with each answer, just before its first
+word, and what is not open yet can name its model in the headers, or fail with a status of its own."""
 
 
 class Shape(Protocol):
-    """One answer in one wire format. The stream is `start`, an `event` for each event, then `end` or `error`."""
+    """One answer in one wire format. The stream is `start`, an `event` for each event, then `end` or `error`; an
+    `event` that is `Progress` may come before `start`."""
 
     content_type: str
     """Of the stream."""
@@ -87,25 +92,30 @@ async def _stream(
     request: web.Request, events: AsyncGenerator[Event, None], exchange: Exchange, shape: Shape
 ) -> web.StreamResponse:
     response: web.StreamResponse | None = None
+    started = False
     async for event in events:
+        if response is None and isinstance(event, Failure):
+            raise ApiError.of(event, headers=exchange.headers)
+        at_work = isinstance(event, Progress) and event.stage == "working"
+        if response is None and at_work and exchange.seconds[1] < QUIET_SECONDS:
+            continue
         begin = b""
-        if response is None:
-            if isinstance(event, Failure):
-                raise ApiError.of(event, headers=exchange.headers)
-            response, begin = await _open(request, exchange, shape), shape.start()
+        # Until a word has gone out another model may still be turned to: who answers is not said before.
+        if not (started or isinstance(event, Progress | Confidence | Hidden)):
+            begin, started = shape.start(), True
         # What belongs together goes out together: each write wakes the client.
         data = begin + (shape.error(ApiError.of(event)) if isinstance(event, Failure) else shape.event(event))
         if data:
+            response = response or await _open(request, exchange.headers if started else exchange.headers_so_far, shape)
             await response.write(data)
-    begin = b""
-    if response is None:
-        response, begin = await _open(request, exchange, shape), shape.start()
+    begin = b"" if started else shape.start()
+    response = response or await _open(request, exchange.headers, shape)
     await response.write_eof(begin + (shape.end() if exchange.ok else b""))
     return response
 
 
-async def _open(request: web.Request, exchange: Exchange, shape: Shape) -> web.StreamResponse:
-    response = web.StreamResponse(headers=exchange.headers)
+async def _open(request: web.Request, headers: Mapping[str, str], shape: Shape) -> web.StreamResponse:
+    response = web.StreamResponse(headers=headers)
     response.content_type = shape.content_type
     response.headers["Cache-Control"] = "no-store"
     await response.prepare(request)

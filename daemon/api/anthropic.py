@@ -46,8 +46,8 @@ class Anthropic:
             tokens = await self._dispatcher.count_tokens(words)
         except ValueError as error:
             raise ApiError(400, str(error)) from None
-        except WorkerGoneError:
-            raise ApiError(503, "The local model is not running, so tokens cannot be counted; try again.") from None
+        except WorkerGoneError as error:
+            raise ApiError(503, f"Tokens cannot be counted now: {error}") from None
         return web.json_response({"input_tokens": tokens + IMAGE_TOKENS * images})
 
 

@@ -43,6 +43,7 @@ class MessageShape:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        self._started = False
         self._blocks = 0
         self._open: object = None
         """What the open content block is: `text`, the number of a tool call, or something of its own."""
@@ -57,13 +58,15 @@ class MessageShape:
         return {**self._envelope(), "content": _joined(pieces), **end}
 
     def start(self) -> bytes:
+        self._started = True
         usage = _usage_object(self._exchange.prompt)
         message = {**self._envelope(), "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
         return _event({"type": "message_start", "message": message}) + PING
 
     def event(self, event: Event) -> bytes:
         if isinstance(event, Progress):
-            return PING
+            # The first event is to be the start.
+            return PING if self._started else b": waiting\n\n"
         return b"".join(map(_event, self._pieces(event)))
 
     def end(self) -> bytes:

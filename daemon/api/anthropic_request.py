@@ -117,6 +117,8 @@ class MessagesBody(CountBody):
     stop_sequences: list[str] | None = None
     metadata: Metadata | None = None
     output_config: dict[str, Any] | None = None
+    output_format: dict[str, Any] | None = None
+    """Where `output_config` has its format since."""
 
     def request(self, raw: Mapping[str, Any], headers: Mapping[str, str]) -> ChatRequest:
         """The request in canonical form and, for Anthropic itself, as it came with `headers`."""
@@ -130,7 +132,7 @@ class MessagesBody(CountBody):
             stop=self.stop_sequences or (),
             tools=_tools(self.tools),
             tool_choice=_tool_choice(self.tool_choice),
-            response_format=_response_format(self.output_config),
+            response_format=_response_format((self.output_config or {}).get("format") or self.output_format),
             extra=self._extra(),
             verbatim=Verbatim("anthropic", raw, said),
         )
@@ -238,9 +240,9 @@ def _tool_choice(choice: ToolChoice | None) -> str | Mapping[str, Any] | None:
     return {"auto": "auto", "any": "required", "none": "none"}[choice.type] if choice else None
 
 
-def _response_format(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    match config:
-        case {"format": {"type": "json_schema", "schema": schema}}:
+def _response_format(format: Any) -> Mapping[str, Any] | None:
+    match format:
+        case {"type": "json_schema", "schema": schema}:
             # Not `strict`: OpenAI then refuses schemas that Anthropic takes, such as those with optional properties.
             return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     return None

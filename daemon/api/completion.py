@@ -122,8 +122,10 @@ class Completion:
                 return self._chunk(event.choice, {}, finish_reason=_reason(event.reason, event.choice in self._legacy))
             case Progress(stage="queued"):
                 return f": waiting, {event.position} ahead\n\n".encode()
-            case Progress():
+            case Progress(stage="loading"):
                 return f": loading the model, {event.fraction or 0:.0%}\n\n".encode()
+            case Progress():
+                return b": working\n\n"
             case _:
                 return b""
 

@@ -15,6 +15,9 @@ from models.interface import Event, Failure, Finish, Native, PromptRead, TextDel
 
 log = logging.getLogger(__name__)
 
+UNSETTLED = ("x-upcall-route", "x-upcall-model", "x-upcall-reason")
+"""Headers that say what another model's turn would change."""
+
 
 class Exchange:
     """Follows the answer to one request on its way to the client; `close` it whatever happens."""
@@ -92,6 +95,14 @@ class Exchange:
         """The decision as response headers, as far as it is known."""
         assert self._chosen is not None
         return headers(self._chosen, self.id, self._ask.warning, self._bill)
+
+    @property
+    def headers_so_far(self) -> dict[str, str]:
+        """`headers` while it waits: without who answers, and why, where that may still be another model."""
+        assert self._chosen is not None
+        decision = self._chosen.decision
+        settled = decision.route == "local" and (decision.degraded or self._ask.wish.route == "local")
+        return {name: value for name, value in self.headers.items() if settled or name not in UNSETTLED}
 
     def close(self) -> None:
         """Record it, and log one line about it."""

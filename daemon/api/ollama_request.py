@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from daemon.api.embeddings import MOST
 from daemon.api.reading import Loose
@@ -23,6 +23,15 @@ MEDIA_TYPES = {
 """By a file's first bytes; Ollama's clients send no type."""
 
 
+class Nullable(Loose):
+    """To Ollama null is what is not said."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return {name: said for name, said in value.items() if said is not None} if isinstance(value, dict) else value
+
+
 class Options(Loose):
     """Sampling. Options beyond these tune Ollama's own engine, and do nothing here."""
 
@@ -37,7 +46,7 @@ class Options(Loose):
     stop: str | list[str] | None = None
 
 
-class FunctionCall(Loose):
+class FunctionCall(Nullable):
     name: str
     arguments: dict[str, Any] = Field(default={})
 
@@ -47,7 +56,7 @@ class ToolCall(Loose):
     function: FunctionCall
 
 
-class Message(Loose):
+class Message(Nullable):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str = ""
     images: list[str] | None = None
@@ -58,18 +67,18 @@ class Message(Loose):
     _check_images = field_validator("images")(lambda images: _base64(images))
 
 
-class Function(Loose):
+class Function(Nullable):
     name: str = Field(min_length=1)
     description: str | None = None
     parameters: dict[str, Any] | None = None
 
 
-class Tool(Loose):
+class Tool(Nullable):
     type: Literal["function"] = "function"
     function: Function
 
 
-class Body(Loose):
+class Body(Nullable):
     model: str = Field(default="auto", max_length=256)
     stream: bool | None = None
     """Unless it is false."""
@@ -130,7 +139,7 @@ class GenerateBody(Body):
         return self._canonical([*system, {"role": "user", "content": _content(self.prompt, self.images)}])
 
 
-class EmbedBody(Loose):
+class EmbedBody(Nullable):
     """`POST /api/embed`."""
 
     model: str = Field(default="auto", max_length=256)
@@ -144,7 +153,7 @@ class EmbedBody(Loose):
         return value
 
 
-class EmbeddingsBody(Loose):
+class EmbeddingsBody(Nullable):
     """`POST /api/embeddings`, which `/api/embed` has replaced."""
 
     model: str = Field(default="auto", max_length=256)

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -45,6 +46,7 @@ class Responses:
     async def create(self, request: web.Request) -> web.StreamResponse:
         body, raw, wishes = await read(request, ResponsesBody)
         ask = asked(body.model, request.headers, wishes, self._routing)
+        ask = replace(ask, warning="; ".join(filter(None, (ask.warning, body.warning))) or None)
         shape = partial(ResponseShape, said=raw)
         return await answer(request, self._dispatcher, body.request(), ask, "responses", shape, bool(body.stream))
 

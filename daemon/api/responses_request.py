@@ -1,9 +1,9 @@
 """OpenAI's `/v1/responses` (https://platform.openai.com/docs/api-reference/responses): requests in, without state."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from daemon.api.reading import Loose
 from models.interface import ChatRequest
@@ -12,10 +12,18 @@ NEEDED = {
     "message": ("role", "content"),
     "function_call": ("call_id", "name", "arguments"),
     "function_call_output": ("call_id", "output"),
-    "reasoning": (),
 }
-"""The items that can be read, and what each must have. Chat has no place for reasoning, which stays out."""
+"""The items that can be read, and what each must have."""
+PASSED_OVER = ("reasoning", "web_search_call", "image_generation_call")
+"""Those that chat has no place for."""
+SHARED = ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier")
+"""Fields that chat has under the same name; it refuses the others."""
 STATEFUL = "upcall keeps no conversations: leave this out and send the whole input each time"
+FUNCTIONS_ALONE = "upcall passes on functions alone"
+NO_ITEMS = (
+    "upcall keeps no items: have the client send store: false "
+    "(AI SDK: openai.chat('auto'), or providerOptions.openai.store = false)"
+)
 
 
 class Part(Loose):
@@ -61,20 +69,25 @@ class Item(Loose):
 
     @model_validator(mode="before")
     @classmethod
-    def _reasoning_has_parts_of_its_own(cls, value: Any) -> Any:
-        return {"type": "reasoning"} if isinstance(value, dict) and value.get("type") == "reasoning" else value
+    def _is_not_read_where_it_is_passed_over(cls, value: Any) -> Any:
+        passed_over = isinstance(value, dict) and value.get("type") in PASSED_OVER
+        return {"type": value["type"]} if passed_over else value
 
     @model_validator(mode="after")
     def _has_what_its_type_says(self) -> "Item":
-        if self.type not in NEEDED:
+        if self.type == "item_reference":
+            raise ValueError(NO_ITEMS)
+        if self.type not in (*NEEDED, *PASSED_OVER):
             raise ValueError(f"items of type {self.type!r} cannot be read; there are {', '.join(NEEDED)}")
-        for name in NEEDED[self.type]:
+        for name in NEEDED.get(self.type, ()):
             if getattr(self, name) is None:
                 raise ValueError(f"an item of type {self.type} needs {name}")
         return self
 
 
 class Tool(Loose):
+    """Chat has functions alone: tools of other types are left out."""
+
     type: str
     name: str | None = None
     description: str | None = None
@@ -82,21 +95,19 @@ class Tool(Loose):
     strict: bool | None = None
 
     @model_validator(mode="after")
-    def _is_a_function(self) -> "Tool":
-        if self.type != "function":
-            raise ValueError(f"tools of type {self.type!r} run at their provider; upcall passes on functions alone")
-        if not self.name:
+    def _function_has_a_name(self) -> "Tool":
+        if self.type == "function" and not self.name:
             raise ValueError("a tool of type function needs a name")
         return self
 
     def canonical(self) -> dict[str, Any]:
-        said = self.model_dump(exclude_unset=True)
-        return {"type": "function", "function": {name: value for name, value in said.items() if name != "type"}}
+        known = {"name", "description", "parameters", "strict"}
+        return {"type": "function", "function": self.model_dump(include=known, exclude_unset=True)}
 
 
 class ToolChoice(Loose):
-    type: Literal["function"]
-    name: str
+    type: str
+    name: str | None = None
 
 
 class Format(Loose):
@@ -118,7 +129,7 @@ class Reasoning(Loose):
 
 
 class ResponsesBody(Loose):
-    """`POST /v1/responses`; fields beyond these go to the cloud as they are."""
+    """`POST /v1/responses`; of fields beyond these the cloud gets those that are `SHARED`."""
 
     model: str = Field(default="auto", max_length=256)
     input: str | list[Item]
@@ -133,6 +144,7 @@ class ResponsesBody(Loose):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     include: list[str] | None = None
     metadata: dict[str, str] | None = None
+    parallel_tool_calls: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
     """Without effect: what does not fit is refused, or goes where it fits."""
     stream: bool | None = None
@@ -143,7 +155,7 @@ class ResponsesBody(Loose):
     conversation: Any = None
     prompt: Any = None
     n: Literal[1] | None = None
-    """Chat completions' own, as are the next two: passed on, they would ask the cloud for more than was weighed."""
+    """Chat completions' own, as are the next two: left out in silence, they would promise what is not done."""
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
 
@@ -152,6 +164,16 @@ class ResponsesBody(Loose):
     def _is_not_empty(cls, value: str | list[Item]) -> str | list[Item]:
         if value == []:
             raise ValueError("send at least one item")
+        return value
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _can_be_met(cls, value: Any, info: ValidationInfo) -> Any:
+        functions = [tool.name for tool in info.data.get("tools") or () if tool.type == "function"]
+        if isinstance(value, ToolChoice) and (value.type != "function" or value.name not in functions):
+            raise ValueError(f"{value.name or value.type!r} is no function among the tools; {FUNCTIONS_ALONE}")
+        if value == "required" and not functions:
+            raise ValueError(f"there is no function among the tools; {FUNCTIONS_ALONE}")
         return value
 
     @field_validator("max_tokens", "max_completion_tokens")
@@ -168,11 +190,21 @@ class ResponsesBody(Loose):
             raise ValueError(STATEFUL)
         return value
 
+    @property
+    def warning(self) -> str | None:
+        """One line about the tools that are left out."""
+        kinds = sorted({tool.type for tool in self.tools or () if tool.type != "function"})
+        return f"left out tools that are no functions: {', '.join(kinds)}"[:200] if kinds else None
+
     def request(self) -> ChatRequest:
-        choice = self.tool_choice
         text = self.text or Text()
         logprobs = bool(self.top_logprobs or "message.output_text.logprobs" in (self.include or ()))
-        extra = dict(self.model_extra or {})
+        extra = {name: value for name, value in (self.model_extra or {}).items() if name in SHARED}
+        tools = [tool.canonical() for tool in self.tools or () if tool.type == "function"]
+        # Chat's providers refuse what is said about tools where there are none.
+        choice = self.tool_choice if tools else None
+        if tools and self.parallel_tool_calls is not None:
+            extra["parallel_tool_calls"] = self.parallel_tool_calls
         if self.reasoning and self.reasoning.effort:
             extra["reasoning_effort"] = self.reasoning.effort
         if text.verbosity:
@@ -184,7 +216,7 @@ class ResponsesBody(Loose):
             top_p=self.top_p,
             logprobs=logprobs,
             top_logprobs=self.top_logprobs or 0,
-            tools=[tool.canonical() for tool in self.tools or ()],
+            tools=tools,
             tool_choice=(
                 {"type": "function", "function": {"name": choice.name}} if isinstance(choice, ToolChoice) else choice
             ),
@@ -194,37 +226,56 @@ class ResponsesBody(Loose):
 
     def _messages(self) -> Iterator[dict[str, Any]]:
         if self.instructions:
-            yield {"role": "developer", "content": self.instructions}
+            yield {"role": "system", "content": self.instructions}
         if isinstance(self.input, str):
             yield {"role": "user", "content": self.input}
             return
         said: dict[str, Any] | None = None
+        shown: list[dict[str, Any]] = []
         for item in self.input:
-            if item.type == "reasoning":
+            if item.type in PASSED_OVER:
                 continue
             # What the assistant says and the calls it makes with it are one message in chat.
             if said is not None and item.type != "function_call":
                 yield said
                 said = None
+            if shown and item.type != "function_call_output":
+                yield {"role": "user", "content": shown}
+                shown = []
             match item.type:
                 case "function_call":
                     said = said or {"role": "assistant", "content": None}
                     said.setdefault("tool_calls", []).append(_call(item))
                 case "function_call_output":
-                    yield {"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)}
+                    parts = _parts(item.output)
+                    text = _content([part for part in parts if part["type"] == "text"])
+                    yield {"role": "tool", "tool_call_id": item.call_id, "content": text}
+                    # Chat's results have no pictures, and nothing may stand between two of them.
+                    shown += [part for part in parts if part["type"] != "text"]
                 case _ if item.role == "assistant":
-                    said = {"role": "assistant", "content": _content(item.content)}
+                    said = {"role": "assistant", "content": _content(_parts(item.content))}
                 case _:
-                    yield {"role": item.role, "content": _content(item.content)}
+                    # Many servers and chat templates do not know the role `developer`.
+                    role = "system" if item.role == "developer" else item.role
+                    yield {"role": role, "content": _content(_parts(item.content))}
         if said is not None:
             yield said
+        if shown:
+            yield {"role": "user", "content": shown}
 
 
 def _call(item: Item) -> Mapping[str, Any]:
     return {"id": item.call_id, "type": "function", "function": {"name": item.name, "arguments": item.arguments}}
 
 
-def _content(content: str | Iterable[Part] | None) -> str | list[dict[str, Any]]:
-    if content is None or isinstance(content, str):
-        return content or ""
-    return [part.canonical() for part in content]
+def _parts(content: str | Iterable[Part] | None) -> list[dict[str, Any]]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [part.canonical() for part in content or ()]
+
+
+def _content(parts: Sequence[dict[str, Any]]) -> str | Sequence[dict[str, Any]]:
+    # Not every server takes a list where there is nothing but text.
+    if all(part["type"] == "text" for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    return parts

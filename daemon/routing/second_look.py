@@ -124,7 +124,7 @@ class SecondLooks:
                 if event is None:
                     break
                 if isinstance(event, Progress):
-                    continue  # Whoever hears it is told which model answers, and that is not decided.
+                    continue  # A stream that opened now could not say in its headers what the verdict is.
                 attempt.add(event)
                 if isinstance(event, Finish):
                     break

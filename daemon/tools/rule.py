@@ -1,8 +1,7 @@
-"""Makes the second look that ships for any model: `python -m daemon.tools.rule --data DIR`.
+"""Makes the second looks that ship for Qwen2.5-Coder-1.5B and for any model: `python -m daemon.tools.rule --data DIR`.
 
-It is trained on what Qwen2.5-Coder-1.5B made of the questions of `upcall evaluate --second-look`, as far as these may
-train what ships. Answers come from the cache; what was never asked is asked first, which takes the better part of an
-hour.
+They are trained on what that model made of the questions of `upcall evaluate --second-look`, as far as these may train
+what ships. Answers come from the cache; what was never asked is asked first, which takes an hour or two.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from routers.training.second_look import CHOICES, lessons, of_any, ship
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m daemon.tools.rule", description="Make the rule for any model.")
+    parser = argparse.ArgumentParser(prog="python -m daemon.tools.rule", description="Make the looks that ship.")
     parser.add_argument("--data", type=Path, default=os.environ.get("UPCALL_DATA"), help="folder of the data files")
     parser.add_argument("--questions", type=int, default=2150, help="as for the evaluation")
     options = parser.parse_args()
@@ -29,14 +28,18 @@ def main() -> None:
         parser.error("--data is needed, or UPCALL_DATA")
     model, encoder = Store().path("qwen2.5-coder-1.5b"), Store().path("use-multilingual")
     questions = to_judge(options.questions, options.data, public_questions())
-    attempts = ask(model, questions, folder(file_sha256(model)))
-    some = of_any([lessons(questions, attempts, first_scores("mf", questions, encoder))])
-    # Only the signals: what the first score is worth is learnt of one model, and another has another.
-    calibration = ship(some, SHIPPED / RULE, "", CHOICES[:1])
-    Console().print(
-        f"rule {calibration.version}: trained on {calibration.n} questions, calibration error "
-        f"{calibration.expected_calibration_error:.3f} on sources left out"
-    )
+    sha256 = file_sha256(model)
+    some = lessons(questions, ask(model, questions, folder(sha256)), first_scores("mf", questions, encoder))
+    made = {
+        sha256[:16]: ship(some, SHIPPED / sha256[:16], sha256),
+        # Only the signals: what the first score is worth is learnt of one model, and another has another.
+        RULE: ship(of_any([some]), SHIPPED / RULE, "", CHOICES[:1]),
+    }
+    for name, calibration in made.items():
+        Console().print(
+            f"{name} {calibration.version}: trained on {calibration.n} questions, calibration error "
+            f"{calibration.expected_calibration_error:.3f} on sources left out"
+        )
 
 
 if __name__ == "__main__":

@@ -100,10 +100,16 @@ class Grammar:
         return str(kind)
 
     def _object(self, schema: Mapping[str, Any], document: Schema, depth: int) -> str:
-        properties = schema.get("properties", {})
-        required = set(schema.get("required", ()))
-        if not isinstance(properties, Mapping) or not required <= properties.keys():
-            raise ValueError("'required' names properties that the schema does not have")
+        properties, required = schema.get("properties", {}), schema.get("required", ())
+        if not isinstance(properties, Mapping):
+            raise ValueError("'properties' must be an object")
+        if not isinstance(required, list | tuple) or not all(isinstance(name, str) for name in required):
+            raise ValueError("'required' must be a list of names")
+        if beyond := [name for name in required if name not in properties]:
+            others = schema.get("additionalProperties", True)
+            if others is False:
+                raise ValueError(f"'required' names {beyond[0][:60]!r}, which 'additionalProperties' rules out")
+            properties = {**properties, **dict.fromkeys(beyond, others)}
         more = schema.get("additionalProperties", False)
         extra = None
         if more is not False:

@@ -23,6 +23,7 @@ from models.interface import (
     ToolCallDelta,
     Usage,
 )
+from models.llama.errors import RefusedError
 from models.worker import serve
 
 
@@ -62,6 +63,8 @@ class Scripted:
     async def count_tokens(self, request: ChatRequest) -> int:
         if not request.messages[0]["content"]:
             raise ValueError("an empty prompt has no tokens")
+        if request.messages[0]["content"] == "no model":
+            raise RefusedError(FailureCode.UNAVAILABLE, "the model cannot be loaded")
         if request.messages[0]["content"].startswith("raise"):
             raise RuntimeError(request.messages[0]["content"])
         return len(request.messages[0]["content"].split())
@@ -201,14 +204,15 @@ async def test_a_model_that_stops_without_finishing_is_no_whole_answer() -> None
         assert isinstance((await answer(client, "stop here"))[-1], Failure)
 
 
-async def test_counts_and_status_come_back_and_a_count_can_be_refused() -> None:
+async def test_counts_and_status_come_back_and_a_count_can_be_refused_or_not_be_had_now() -> None:
     async with connected(Scripted()) as (client, _):
         assert await client.count_tokens(asking("three words here")) == 3
         assert (await client.status()).context_length == 7
         with pytest.raises(ValueError, match="empty prompt"):
             await client.count_tokens(asking(""))
-        with pytest.raises(ValueError, match="see the log"):
-            await client.count_tokens(asking("raise my secret"))
+        for prompt, why in (("no model", "cannot be loaded"), ("raise my secret", "see the log")):
+            with pytest.raises(WorkerGoneError, match=why):
+                await client.count_tokens(asking(prompt))
 
 
 async def test_a_request_too_large_for_a_frame_is_refused_and_the_connection_lives() -> None:

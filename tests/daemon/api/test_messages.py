@@ -1,5 +1,6 @@
 """Anthropic's wire format: lossless towards Anthropic, translated for others, and as Claude Code uses it."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import anthropic
 import pytest
 import pytest_asyncio
 
+from daemon.api.anthropic_request import MessagesBody
+from tests.daemon.conftest import StartDaemon
 from tests.daemon.harness import Daemon, running_daemon, wait_until
 from tests.emulators.servers import KEY
 from tests.emulators.upstream import Call, Upstream, answer, serving
@@ -210,6 +213,15 @@ async def test_another_cloud_is_sent_the_same_in_openais_words(with_openai: Daem
     assert not {"thinking", "context_management", "x_new", "system", "metadata"} & sent.keys()
 
 
+@pytest.mark.parametrize("named", ["output_config", "output_format"])
+async def test_a_schema_for_the_answer_is_heeded_under_its_older_name_too(named: str) -> None:
+    form = {"type": "json_schema", "schema": OPTIONAL}
+    body = {**_hello("local"), named: {"format": form, "effort": "low"} if named == "output_config" else form}
+    schema = MessagesBody.model_validate(body).request(body, {}).response_format
+
+    assert schema == {"type": "json_schema", "json_schema": {"name": "answer", "schema": OPTIONAL}}
+
+
 async def test_an_account_is_named_to_another_cloud_in_no_more_than_it_takes(
     with_openai: Daemon, upstream: Upstream
 ) -> None:
@@ -296,6 +308,18 @@ async def test_without_a_cloud_a_long_prompt_is_an_error_and_never_cut_short(upc
 
     assert (status, said["error"]["type"]) == (400, "invalid_request_error")
     assert "context" in said["error"]["message"]
+
+
+async def test_tokens_that_no_model_is_there_to_count_are_no_fault_of_the_request(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(64))
+    daemon = await asyncio.to_thread(start_daemon, LOCAL__MODEL=str(broken), ready=False)
+    status, said, _ = await post(daemon, "/v1/messages/count_tokens", _hello("local"))
+
+    assert (status, said["error"]["type"]) == (503, "api_error")
+    assert said["error"]["message"].startswith("Tokens cannot be counted now: The local model")
 
 
 RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": {"degrees": 4}}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from daemon.api.ollama_request import ChatBody
+from daemon.api.ollama_request import ChatBody, GenerateBody
 from tests.daemon.conftest import StartDaemon
 from tests.daemon.harness import Daemon, wait_until
 
@@ -79,6 +79,18 @@ def test_a_result_that_names_its_tool_answers_that_tools_call() -> None:
     body = ChatBody.model_validate({"messages": [*HELLO, {"role": "assistant", "tool_calls": calls}, *results]})
     said = [message["tool_call_id"] for message in body.request().messages if message["role"] == "tool"]
     assert said == ["2", "1", "3"]
+
+
+def test_null_is_as_good_as_nothing_wherever_it_stands() -> None:
+    said = dict.fromkeys(("model", "system", "images", "suffix", "template", "raw", "context", "options", "format"))
+    assert GenerateBody.model_validate({**said, "prompt": "hello"}).request().messages == HELLO
+
+    call = {"id": None, "function": {"name": "f", "arguments": None}}
+    made = {"role": "assistant", "content": None, "images": None, "tool_calls": [call]}
+    tool = {"type": None, "function": {"name": "f", "description": None, "parameters": None}}
+    chat = ChatBody.model_validate({"messages": [*HELLO, made], "tools": [tool]}).request()
+    assert chat.messages[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
+    assert chat.tools == [{"type": "function", "function": {"name": "f"}}]
 
 
 def test_an_empty_conversation_only_loads_the_model(upcall: Daemon) -> None:

@@ -176,9 +176,21 @@ async def test_an_answer_that_begins_well_stays_and_loses_nothing_of_what_was_he
 
 
 async def test_the_rule_looks_at_models_that_no_second_look_was_trained_for(
-    store: Store, models_ready: Path, tmp_path: Path
+    store: Store, smollm2: Path, use_encoder: Path, tmp_path: Path
 ) -> None:
-    # The tests' own store, where `upcall learn-model` has put nothing.
+    # The same model in a file of another hash, beside which `upcall learn-model` has put nothing.
+    model = tmp_path / "unknown.gguf"
+    shutil.copyfile(smollm2, model)
+    with model.open("ab") as file:
+        file.write(bytes(32))
+    with running_daemon(tmp_path, store.root, {**LOOKING, **SURE_OF_ALL, "LOCAL__MODEL": str(model)}) as daemon:
+        headers, _ = await ask(daemon, BELOW_ALL)
+    assert 0 < float(headers["x-upcall-confidence"]) < 1
+
+
+async def test_what_ships_for_a_model_of_the_catalogue_looks_at_its_answers(
+    store: Store, smollm2: Path, use_encoder: Path, tmp_path: Path
+) -> None:
     with running_daemon(tmp_path, store.root, {**LOOKING, **SURE_OF_ALL}) as daemon:
         headers, _ = await ask(daemon, BELOW_ALL)
     assert 0 < float(headers["x-upcall-confidence"]) < 1

@@ -1,6 +1,7 @@
 """Structured output: what the model writes under a grammar always satisfies the schema it was asked for."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -101,7 +102,8 @@ async def test_each_kind_of_schema_holds(model: LlamaModel, schema: Any, said: A
         {"enum": []},
         {"type": "string", "minLength": 10**9},
         {"type": "array", "minItems": 3, "maxItems": 2},
-        {"type": "object", "properties": {}, "required": ["missing"]},
+        {"type": "object", "properties": {}, "required": ["missing"], "additionalProperties": False},
+        {"type": "object", "properties": {}, "required": "missing"},
         {"properties": {"a": {"items": "no schema"}}},
         False,
         "no schema",
@@ -115,6 +117,18 @@ async def test_schema_that_cannot_be_followed_is_a_bad_request_and_the_model_liv
     assert failure.code is FailureCode.BAD_REQUEST
     assert "\n" not in failure.message
     assert (await ask(model, "Hi", max_tokens=2)).usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("others", "value"),
+    [({}, "[^ ]"), ({"additionalProperties": True}, "[^ ]"), ({"additionalProperties": {"enum": [1, 2]}}, "[12]")],
+)
+async def test_what_is_required_without_a_schema_of_its_own_is_there(
+    model: LlamaModel, others: dict[str, Any], value: str
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"const": 0}}, "required": ["b", "a"], **others}
+    answer = await ask(model, "Hi", response_format=wanted(schema), max_tokens=60, temperature=0.8, seed=1)
+    assert re.match(rf'\{{\s*"a":\s*0,\s*"b":\s*{value}', answer.text())
 
 
 async def test_a_reference_of_one_tool_never_leads_into_another_tools_schema() -> None:

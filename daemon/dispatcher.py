@@ -278,7 +278,8 @@ class Dispatcher:
         if price is None:
             return None
         answer = (request.max_tokens or self._settings.budget.answer_tokens) + most_predicted(request)
-        return price.most(most_tokens(request), answer * request.n) + self._beside(request)
+        prompts = request.n if self._clouds[hop].one_choice_each else 1
+        return price.most(most_tokens(request) * prompts, answer * request.n) + self._beside(request)
 
     def _beside(self, request: ChatRequest) -> float:
         """What the provider's own tools are taken to cost, in US dollars."""

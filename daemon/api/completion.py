@@ -55,13 +55,13 @@ class Choice:
 
     def call(self, number: int) -> dict[str, Any]:
         """A tool call as far as it has come."""
-        call = self.tool_calls[number]
-        return {**call, "function": {**call["function"], "arguments": "".join(self.arguments[number])}}
+        call, beside = self.tool_calls[number], _joined(self.calls_beside.get(number, [{}]))
+        if "custom" in beside:
+            return {"id": call["id"], "type": "custom", **beside}
+        return {**call, "function": {**call["function"], "arguments": "".join(self.arguments[number])}, **beside}
 
     def rendered(self, index: int) -> dict[str, Any]:
-        calls = [
-            {**self.call(number), **_joined(self.calls_beside.get(number, [{}]))} for number in sorted(self.tool_calls)
-        ]
+        calls = [self.call(number) for number in sorted(self.tool_calls)]
         beside = _joined(self.beside or [{}])
         called = bool(calls) or "function_call" in beside
         wordless = None if called or "refusal" in beside else ""
@@ -165,8 +165,10 @@ def _tool_call_delta(event: ToolCallDelta) -> dict[str, Any]:
     function: dict[str, Any] = {"arguments": event.arguments}
     if event.name is not None:
         function["name"] = event.name
-    first = {} if event.id is None else {"id": event.id, "type": "function"}
-    return {"index": event.index, **first, "function": function, **(event.beside or {})}
+    beside = event.beside or {}
+    kind, called = ("custom", {}) if "custom" in beside else ("function", {"function": function})
+    first = {} if event.id is None else {"id": event.id, "type": kind}
+    return {"index": event.index, **first, **called, **beside}
 
 
 def _reason(reason: str | None, legacy: bool) -> str | None:

@@ -17,6 +17,9 @@ _FINISH: Final[dict[str, FinishReason]] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
     "content_filter": "content_filter",
+    # Z.ai's own (https://docs.z.ai/api-reference/llm/chat-completion).
+    "model_context_window_exceeded": "length",
+    "sensitive": "content_filter",
 }
 
 
@@ -31,6 +34,8 @@ class Answer:
         self._ids: dict[tuple[int, int], str | None] = {}
         """Of the calls, by their choice and number."""
         self._arguments: defaultdict[tuple[int, int], list[str]] = defaultdict(list)
+        self._custom: set[tuple[int, int]] = set()
+        """Calls of tools that take no JSON, by choice and number; what they take is beside."""
         self._turn: defaultdict[int, int] = defaultdict(int)
         """The call that each choice is at."""
         self._ahead: defaultdict[int, list[tuple[int, TextDelta | ToolCallDelta]]] = defaultdict(list)
@@ -47,7 +52,7 @@ class Answer:
         """The events of one chunk, usage excepted, which some servers repeat: `usage` has the last."""
         if chunk.usage is not None:
             details = chunk.usage.prompt_tokens_details
-            cached = max((details and details.cached_tokens) or 0, 0)
+            cached = (details and details.cached_tokens) or getattr(chunk.usage, "prompt_cache_hit_tokens", None)
             written = (details and getattr(details, "cache_write_tokens", None)) or 0
             by_age = details and getattr(details, "cache_creation_token_details", None)
             long = (by_age and by_age.ephemeral_1h_input_tokens) or 0
@@ -55,9 +60,9 @@ class Answer:
             prompt = max(chunk.usage.prompt_tokens, 0)
             # xAI counts what it reasons in the total alone, and bills it as answer.
             completion = max(chunk.usage.completion_tokens, 0, (chunk.usage.total_tokens or 0) - prompt)
-            self._usage = Usage(prompt, completion, cached, max(written - long, 0), long)
+            self._usage = Usage(prompt, completion, max(cached or 0, 0), max(written - long, 0), long)
         for choice in chunk.choices:
-            delta = choice.delta
+            delta = choice.delta or Delta()
             logprobs = choice.logprobs and choice.logprobs.content
             beside = _beside(delta, BESIDE) if self._beside else None
             text = delta.content or ("" if beside else delta.refusal) or ""
@@ -69,11 +74,14 @@ class Answer:
                 name = call.function.name if call.function else None
                 index = self._number(choice.index, call.index, call.id, name)
                 arguments = (call.function and call.function.arguments) or ""
-                beside = _beside(call, ("extra_content",)) if self._beside else None
+                beside = _beside(call, ("custom", "extra_content")) if self._beside else None
+                if beside and "custom" in beside:
+                    self._custom.add((choice.index, index))
                 name = self._names.get(name, name) if name else None
                 piece = ToolCallDelta(index, arguments, call.id or None, name, choice.index, beside)
                 yield from self._in_turn(piece, index)
-            if choice.finish_reason is not None and choice.index in self._open:
+            # Some servers have an empty one in every chunk.
+            if choice.finish_reason and choice.index in self._open:
                 yield from self._finish(choice.index, choice.finish_reason)
 
     @property
@@ -83,8 +91,8 @@ class Answer:
 
     def _number(self, choice: int, index: int, id: str | None, name: str | None) -> int:
         """The call's among those of its choice, from 0 on."""
-        # Anthropic numbers calls by content block, which its text shares. Gemini numbers none, so that all are 0; and
-        # some servers make up an id for each piece of one call, of which only the first has the name.
+        # Some number calls by Anthropic's content blocks, which text has, too. Gemini numbers none, so that all are 0.
+        # And some servers make up an id for each piece of one call, of which only the first has the name.
         known = self._calls.get((choice, index))
         if known is None or (id and name and self._ids[choice, known] not in (None, id)):
             known = self._calls[choice, index] = self._count(choice)
@@ -124,7 +132,7 @@ class Answer:
             self._turn[choice] = turn
             yield from self._caught_up(choice)
             # A call without parameters may stream no arguments at all, and nothing is no JSON.
-            if not self._arguments[choice, turn]:
+            if not self._arguments[choice, turn] and (choice, turn) not in self._custom:
                 yield ToolCallDelta(turn, "{}", choice=choice)
         self._turn[choice] = count
         yield from self._caught_up(choice)

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from any_llm import AnyLLM
 from any_llm.providers.openai.base import BaseOpenAIProvider
+from any_llm.providers.openai.xml_reasoning import XMLReasoningOpenAIProvider
 from openai import AsyncOpenAI
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
@@ -30,6 +31,7 @@ class Call:
     index: int = 0
     id: str | None = None
     function: Function | None = None
+    custom: Any = None
     extra_content: Any = None
 
 
@@ -61,7 +63,8 @@ class Logprobs:
 
 @dataclass(slots=True)
 class Choice:
-    delta: Delta
+    delta: Delta | None = None
+    """None where Azure tells of its content filter alone."""
     index: int = 0
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
@@ -85,6 +88,8 @@ class Counted:
     completion_tokens: int
     total_tokens: int | None = None
     prompt_tokens_details: PromptTokens | None = None
+    prompt_cache_hit_tokens: int | None = None
+    """DeepSeek's name for `cached_tokens`."""
 
 
 @dataclass(slots=True)
@@ -103,15 +108,13 @@ _LINGER_SECONDS: Final = 0.2
 
 
 def speaks_plainly(provider: AnyLLM) -> bool:
-    """Whether any-llm asks this provider just as it asks OpenAI, and takes its chunks as they are."""
-    own, base = type(provider), BaseOpenAIProvider
+    """Whether this provider is asked just as OpenAI is, and its chunks have what they seem to have."""
     return (
-        issubclass(own, base)
-        and own._acompletion is base._acompletion
-        and own._convert_completion_response_async is base._convert_completion_response_async
-        and own._convert_completion_chunk_response is base._convert_completion_chunk_response
+        isinstance(provider, BaseOpenAIProvider)
+        # Their text has thoughts in it, between tags, which any-llm takes out.
+        and not isinstance(provider, XMLReasoningOpenAIProvider)
         # Those of some providers ask at addresses, or with keys, of another shape.
-        and type(getattr(provider, "client", None)) is AsyncOpenAI
+        and type(provider.client) is AsyncOpenAI
     )
 
 

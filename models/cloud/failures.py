@@ -9,8 +9,6 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
-import anthropic
-import httpx
 import httpx2
 import openai
 from any_llm.exceptions import AnyLLMError
@@ -20,14 +18,11 @@ from models.cloud.settings import CloudSettings
 from models.data_url import is_data_url
 from models.interface import ChatRequest, Failure, FailureCode
 
-_TIMEOUTS = (TimeoutError, httpx.TimeoutException, httpx2.TimeoutException, openai.APITimeoutError,
-             anthropic.APITimeoutError)  # fmt: skip
-_CONNECTS = (httpx.ConnectError, httpx2.ConnectError, httpx.ConnectTimeout, httpx2.ConnectTimeout,
-             httpx.ProxyError, httpx2.ProxyError, aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError,
-             aiohttp.ClientHttpProxyError)  # fmt: skip
-_TRANSPORT = (httpx.TransportError, httpx2.TransportError, openai.APIConnectionError, anthropic.APIConnectionError,
-              aiohttp.ClientError)  # fmt: skip
-_API_ERRORS = (openai.APIError, anthropic.APIError, AnsweredError)
+_TIMEOUTS = (TimeoutError, httpx2.TimeoutException, openai.APITimeoutError)
+_CONNECTS = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError, aiohttp.ClientConnectorError,
+             aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)  # fmt: skip
+_TRANSPORT = (httpx2.TransportError, openai.APIConnectionError, aiohttp.ClientError)
+_API_ERRORS = (openai.APIError, AnsweredError)
 
 # Providers also report errors inside a stream that began with status 200; then only their type tells.
 _STATUS_OF_TYPE = {
@@ -60,6 +55,10 @@ class CloudError(Exception):
         """Another try may help and cannot repeat an answer that has begun."""
         self.charged = charged
         """The provider got the request and may charge for it. For an error that it answers with, none does."""
+
+
+class UnaskableError(ValueError):
+    """A request that a provider's format has no words for; the message ends "cannot be asked this: "."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +102,8 @@ def explain(error: Exception, settings: CloudSettings, request: ChatRequest, *, 
         return CloudError(Failure(FailureCode.UNAVAILABLE, message), retry=True, charged=connected)
     if isinstance(error, _API_ERRORS):
         return _from_status(_told(error), settings, request)
+    if isinstance(error, UnaskableError):
+        return CloudError(Failure(FailureCode.BAD_REQUEST, f"{name} cannot be asked this: {error}"))
     if isinstance(error, (AnyLLMError, ValueError)) and not _is_decoding(error):
         reason = _reason(str(error), request)
         return CloudError(Failure(FailureCode.BAD_REQUEST, f"{name} cannot be asked this{reason}"))
@@ -160,7 +161,7 @@ def _from_status(told: Told, settings: CloudSettings, request: ChatRequest) -> C
     )
 
 
-def _told(error: openai.APIError | anthropic.APIError | AnsweredError) -> Told:
+def _told(error: openai.APIError | AnsweredError) -> Told:
     body: Any = error.body
     if isinstance(body, Mapping) and isinstance(body.get("error"), Mapping):
         body = body["error"]
@@ -170,7 +171,7 @@ def _told(error: openai.APIError | anthropic.APIError | AnsweredError) -> Told:
     status, headers = 0, dict[str, str]()
     if isinstance(error, AnsweredError):
         status, headers = error.status, {**error.headers}
-    elif isinstance(error, (openai.APIStatusError, anthropic.APIStatusError)):
+    elif isinstance(error, openai.APIStatusError):
         status, headers = error.status_code, {**error.response.headers}
     if status < 300:
         status = next((_STATUS_OF_TYPE[kind] for kind in kinds if kind in _STATUS_OF_TYPE), 0)

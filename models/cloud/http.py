@@ -43,7 +43,7 @@ class EventTooLongError(Exception):
 
 
 class Alive:
-    """In the place of an event: the provider says that it is at work, by a comment."""
+    """In the place of an event: the provider says that it is at work, by a comment or a ping."""
 
 
 ALIVE: Final = Alive()

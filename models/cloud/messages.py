@@ -1,4 +1,5 @@
-"""Anthropic's format spoken with Anthropic: the request as its client sent it, the answer without a translation."""
+"""Anthropic's format spoken with Anthropic: the request as its client sent it, or translated; the answer's events as
+they come, pings included, which Anthropic's SDK keeps to itself."""
 
 import json
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -45,7 +46,7 @@ async def messages(
                 event = json.loads(data)
                 if event["type"] == "error":
                     raise AnsweredError(0, event, {})
-                yield event
+                yield ALIVE if event["type"] == "ping" else event
 
     return events()
 
@@ -53,7 +54,9 @@ async def messages(
 class MessageAnswer:
     """Reads one answer, event by event."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, verbatim: bool) -> None:
+        """`verbatim`: to a request of that kind, whose client knows what has no name in canonical form, too."""
+        self._verbatim = verbatim
         self._calls: dict[int, int] = {}
         self._text_blocks = 0
         self._silent: set[int] = set()
@@ -63,7 +66,10 @@ class MessageAnswer:
         """It said how it ended. A stream that ends before is cut, however cleanly."""
 
     def read(self, event: Mapping[str, Any]) -> Iterator[Event]:
-        """The events of one of Anthropic's; what has no name in canonical form comes as `Native`."""
+        """The events of one of Anthropic's; what has no name in canonical form comes as `Native`, if at all."""
+        return (read for read in self._read(event) if self._verbatim or not isinstance(read, Native))
+
+    def _read(self, event: Mapping[str, Any]) -> Iterator[Event]:
         match event["type"]:
             case "message_start":
                 self._said = dict(event["message"].get("usage") or {})
@@ -104,8 +110,8 @@ class MessageAnswer:
         elif block["type"] == "tool_use":
             self._calls[index] = len(self._calls)
             self._silent.add(index)
-            beside = {name: value for name, value in block.items() if name not in _OF_A_CALL} or None
-            yield ToolCallDelta(self._calls[index], "", _text(block["id"]), _text(block["name"]), beside=beside)
+            beside = {name: value for name, value in block.items() if name not in _OF_A_CALL and self._verbatim}
+            yield ToolCallDelta(self._calls[index], "", _text(block["id"]), _text(block["name"]), beside=beside or None)
         else:
             yield Native({"type": "content_block_start", "content_block": block})
 

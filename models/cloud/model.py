@@ -4,10 +4,11 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
+from any_llm.exceptions import AnyLLMError
 from any_llm.providers.anthropic.base import BaseAnthropicProvider
 
 from models.cloud.answer import Answer
@@ -16,11 +17,23 @@ from models.cloud.completions import completions, speaks_plainly
 from models.cloud.failures import CloudError, broke_off, explain
 from models.cloud.http import ALIVE
 from models.cloud.messages import MessageAnswer, message_body, messages
-from models.cloud.providers import Connection, arguments, connect
+from models.cloud.providers import Connection, arguments, connect, translated
 from models.cloud.retry import RetryPolicy
 from models.cloud.settings import CloudSettings
 from models.cloud.size import most_tokens
-from models.interface import ChatRequest, Event, Failure, FailureCode, ModelStatus
+from models.interface import (
+    ChatRequest,
+    Event,
+    Failure,
+    FailureCode,
+    Finish,
+    ModelStatus,
+    Progress,
+    PromptRead,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
 
 T = TypeVar("T")
 
@@ -45,15 +58,43 @@ class CloudModel:
         self._key_refused = False
         self._connecting = asyncio.Lock()
 
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+    def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         deadline = time.monotonic() + self._settings.total_timeout
+        if request.n > 1 and self._settings.one_choice_each:
+            return self._one_after_another(request, deadline)
+        return self._answer(request, deadline)
+
+    async def _one_after_another(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Event, None]:
+        """The choices of `request`, each from a request of its own."""
+        counted = list[Usage]()
+        for choice in range(request.n):
+            async with aclosing(self._answer(replace(request, n=1), deadline)) as events:
+                async for event in events:
+                    match event:
+                        case Usage():
+                            counted.append(event)
+                        case Failure():
+                            yield replace(event, lost=_shares(event.lost + choice, request.n))
+                            return
+                        case TextDelta() | ToolCallDelta() | Finish():
+                            yield replace(event, choice=choice)
+                        case PromptRead() if choice:
+                            pass
+                        case _:
+                            yield event
+        if len(counted) == request.n:
+            counts = [field.name for field in fields(Usage) if field.name != "kind"]
+            total = Usage(**{name: sum(getattr(usage, name) for usage in counted) for name in counts})
+            yield replace(total, lost=_shares(total.lost, request.n))
+
+    async def _answer(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Event, None]:
         try:
-            answer, ask = self._asking(await self._connected(), request)
+            answer, ask, between = self._asking(await self._connected(), request)
             chunk, rest, lost = await self._begin(ask, request, deadline)
         except CloudError as error:
             yield error.failure
             return
-        except ValueError as error:
+        except (AnyLLMError, ValueError) as error:
             yield explain(error, self._settings, request).failure
             return
         failure: Failure | None = None
@@ -64,8 +105,10 @@ class CloudModel:
                     self._breaker.answered()
                 while chunk is not None:
                     for event in self._read(answer, chunk, request):
+                        if isinstance(event, TextDelta | ToolCallDelta):
+                            between = self._settings.chunk_timeout
                         yield event
-                    chunk = await self._next(rest, request, deadline)
+                    chunk = await self._next(rest, request, between, deadline)
             if not answer.complete:
                 failure = broke_off(self._settings)
             settled = True
@@ -83,17 +126,26 @@ class CloudModel:
             self._breaker.failed(failure)
             yield replace(failure, lost=lost + 1)
 
-    def _asking(self, connection: Connection, request: ChatRequest) -> tuple[Answer | MessageAnswer, Ask]:
-        """What reads the answer, and what asks for it. Raises ValueError for what the provider cannot be asked."""
+    def _asking(self, connection: Connection, request: ChatRequest) -> tuple[Answer | MessageAnswer, Ask, float]:
+        """What reads the answer, what asks for it, and how many seconds may pass between two pieces before the first
+        word. Raises ValueError or AnyLLMError for what the provider cannot be asked."""
         provider, http, client = connection.provider, connection.http, connection.client
-        if request.verbatim is not None and isinstance(provider, BaseAnthropicProvider):
-            body = message_body(self._settings, request.verbatim)
-            return MessageAnswer(), partial(messages, http, client, body, request.verbatim.headers)
-        sent = arguments(self._settings, request, provider)
+        between = self._settings.chunk_timeout
+        if isinstance(provider, BaseAnthropicProvider):
+            if request.verbatim is not None:
+                body, headers = message_body(self._settings, request.verbatim), request.verbatim.headers
+            else:
+                body, headers = translated(self._settings, request, provider), {}
+            answer = MessageAnswer(verbatim=request.verbatim is not None)
+            return answer, partial(messages, http, client, body, headers), between
+        sent = arguments(self._settings, request)
+        if sent["extra_body"].get("reasoning_effort") not in (None, "none", "minimal"):
+            # OpenAI's stream says nothing while the model reasons.
+            between = self._settings.total_timeout
         if speaks_plainly(provider):
             body = {"model": sent["model"], "stream": True, **sent["extra_body"]}
-            return Answer(request), partial(completions, http, client, body)
-        return Answer(request), partial(_chunks, connection, sent)
+            return Answer(request), partial(completions, http, client, body), between
+        return Answer(request), partial(_chunks, connection, sent), between
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """An upper bound, not a count: no token is shorter than a byte. English text has about four bytes in each."""
@@ -188,19 +240,17 @@ class CloudModel:
         return chunk, stream
 
     def _read(self, answer: Answer | MessageAnswer, chunk: Any, request: ChatRequest) -> list[Event]:
+        if chunk is ALIVE:
+            return [Progress("working")]
         try:
             return list(answer.read(chunk))
         except Exception as error:
             # A provider's event without what its type promises.
             raise explain(error, self._settings, request, begun=True) from None
 
-    async def _next(self, stream: AsyncIterator[Any], request: ChatRequest, deadline: float) -> Any:
+    async def _next(self, stream: AsyncIterator[Any], request: ChatRequest, seconds: float, deadline: float) -> Any:
         try:
-            while True:
-                more = anext(stream, None)
-                chunk = await self._within(more, self._settings.chunk_timeout, "go on with its answer", deadline)
-                if chunk is not ALIVE:
-                    return chunk
+            return await self._within(anext(stream, None), seconds, "go on with its answer", deadline)
         except CloudError:
             raise
         except Exception as error:
@@ -220,6 +270,11 @@ class CloudModel:
                 raise
             message = f"{self._settings.name} did not {what}; try again, or raise its timeouts."
             raise CloudError(Failure(FailureCode.TIMEOUT, message), charged=True) from None
+
+
+def _shares(calls: int, n: int) -> int:
+    """Of tries for `n` choices each, how many come to `calls` requests for one choice, rounded up."""
+    return -(-calls // n)
 
 
 async def _chunks(connection: Connection, sent: Mapping[str, Any]) -> AsyncIterator[Any]:

@@ -54,6 +54,11 @@ class CloudSettings:
     tools: bool = True
     images: bool = False
 
+    @property
+    def one_choice_each(self) -> bool:
+        """Whether a request gets one choice, as in Anthropic's format, so that `n` of them take as many requests."""
+        return self.provider.lower().endswith("anthropic")
+
     def __post_init__(self) -> None:
         for name in ("name", "provider", "model"):
             if not getattr(self, name).strip():

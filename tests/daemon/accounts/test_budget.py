@@ -24,7 +24,7 @@ from models.interface import ChatRequest, Usage, Verbatim
 from tests.daemon.accounts.test_prices import saved
 from tests.daemon.conftest import Escalating
 from tests.daemon.harness import Daemon, wait_until
-from tests.emulators.upstream import Call, Upstream, chunk
+from tests.emulators.upstream import Call, Upstream, answer, chunk
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 PRICE = Price(prompt=10e-6, completion=30e-6)
@@ -193,6 +193,24 @@ async def test_a_try_that_the_provider_may_charge_for_is_counted_beside_the_one_
 
     assert len(upstream.calls) == 2
     assert await asyncio.to_thread(spent, daemon) == pytest.approx(USED + MOST, abs=1e-9)
+
+
+async def test_choices_that_take_a_request_each_are_weighed_and_paid_for_one_by_one(
+    escalating: Escalating, upstream: Upstream
+) -> None:
+    prices = json.dumps({"claude-3-opus": {"prompt": 10, "completion": 30}})
+    daemon = escalating(upstream.base_url("anthropic"), "anthropic", PRICES=prices, LOCAL__MAX_TOKENS="2")
+    async with session(daemon) as opened:
+        dear = await ask(opened, n=3, headers={"x-upcall-max-cost-usd": f"{2.9 * MOST:.9f}"})
+        fine = await ask(opened, n=3, headers={"x-upcall-max-cost-usd": f"{3 * MOST:.9f}"})
+        paid = await asyncio.to_thread(spent, daemon)
+        upstream.script = lambda call: cut(call) if len(upstream.calls) == 6 else answer(call)
+        broken = await ask(opened, n=3)
+
+    assert [each.headers["x-upcall-reason"] for each in (dear, fine)] == ["max_cost", "forced_cloud"]
+    assert paid == pytest.approx(3 * USED, abs=1e-9)
+    assert (broken.status, len(upstream.calls)) == (502, 6)
+    assert await asyncio.to_thread(spent, daemon) == pytest.approx(3 * USED + 3 * MOST, abs=1e-9)
 
 
 async def test_a_client_that_leaves_in_the_middle_has_spent_the_most(

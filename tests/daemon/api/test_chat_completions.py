@@ -1,5 +1,6 @@
 """The OpenAI wire against a real daemon with a real local model, through the official client."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -7,9 +8,10 @@ import openai
 import pytest
 
 from daemon.api.completion import collected
-from models.interface import Finish, TextDelta
-from tests.daemon.conftest import StartDaemon
+from models.interface import Finish, TextDelta, ToolCallDelta
+from tests.daemon.conftest import Escalating, StartDaemon
 from tests.daemon.harness import Daemon
+from tests.emulators.upstream import Call, Upstream, chunk
 
 HELLO = [{"role": "user", "content": "Say hello."}]
 
@@ -60,6 +62,39 @@ def test_a_refusal_is_no_content_and_has_its_own_field() -> None:
     )
     message = choice.rendered(0)["message"]
     assert (message["content"], message["refusal"]) == (None, "No.")
+
+
+CUSTOM = [
+    ToolCallDelta(0, id="a", beside={"custom": {"name": "shell", "input": ""}}),
+    ToolCallDelta(0, beside={"custom": {"input": "ls "}}),
+    ToolCallDelta(0, beside={"custom": {"input": "-l"}}),
+    ToolCallDelta(1, '{"x": 1}', "b", "f", beside={"extra_content": {}}),
+]
+
+
+def test_a_call_of_a_custom_tool_is_whole_and_no_functions() -> None:
+    [(_, choice)] = collected([*CUSTOM, Finish("tool_calls")])
+    assert choice.rendered(0)["message"]["tool_calls"] == [
+        {"id": "a", "type": "custom", "custom": {"name": "shell", "input": "ls -l"}},
+        {"id": "b", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}, "extra_content": {}},
+    ]
+
+
+async def test_a_call_of_a_custom_tool_is_streamed_as_it_came(escalating: Escalating, upstream: Upstream) -> None:
+    first = {"index": 0, "id": "a", "type": "custom", "custom": {"name": "shell", "input": ""}}
+    rest = {"index": 0, "custom": {"input": "ls -l"}}
+
+    async def script(call: Call) -> None:
+        calls = [chunk({"tool_calls": [each]}) for each in (first, rest)]
+        await call.send(*call.begin, *calls, chunk({}, finish_reason="tool_calls"), *call.end[1:])
+
+    upstream.script = script
+    daemon = await asyncio.to_thread(escalating, upstream.base_url("openai"))
+    client = openai.AsyncOpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
+    tools: Any = [{"type": "custom", "custom": {"name": "shell"}}]
+    stream = await client.chat.completions.create(model="cloud", messages=HELLO, tools=tools, stream=True)
+    deltas = [chunk.choices[0].delta.to_dict() async for chunk in stream if chunk.choices]
+    assert [call for delta in deltas for call in delta.get("tool_calls", ())] == [first, rest]
 
 
 def test_every_answer_says_who_answered_and_why(client: openai.OpenAI) -> None:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from models.cloud.settings import CloudSettings, presets
-from models.interface import ChatRequest, FailureCode, Finish, TextDelta, ToolCallDelta, Usage
+from models.interface import ChatRequest, FailureCode, Finish, Native, TextDelta, ToolCallDelta, Usage
 from tests.emulators.servers import KEY, Emulator
 from tests.emulators.upstream import Call, Upstream, chunk
 from tests.models.cloud.asking import ask, events, failure, text
@@ -269,6 +269,34 @@ async def test_what_dialects_of_the_format_say_beside_the_words_comes_along(clou
     assert called == ToolCallDelta(0, "{}", "c1", "now", beside={"extra_content": signed})
 
 
+@pytest.mark.parametrize("provider", ["deepseek", "meta", "zai", "llama"])
+async def test_what_a_provider_reasons_comes_along_whichever_of_any_llms_it_is(
+    cloud: Cloud, upstream: Upstream, provider: str
+) -> None:
+    async def script(call: Call) -> None:
+        usage = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11, "prompt_cache_hit_tokens": 4}
+        await call.send(
+            chunk({"content": None, "reasoning_content": "Hm."}), chunk({"content": "Four."}),
+            chunk({}, finish_reason="model_context_window_exceeded"), {**chunk(), "choices": [], "usage": usage},
+        )  # fmt: skip
+
+    upstream.script = script
+    tools = [{**WEATHER, "function": {**WEATHER["function"], "strict": None}}]
+    answer = await events(cloud(provider, upstream.base_url("openai")), ask("hello", beside=True, tools=tools))
+
+    thought = TextDelta("", beside={"reasoning_content": "Hm."})
+    assert answer == [thought, TextDelta("Four."), Finish("length"), Usage(9, 2, cached_tokens=4)]
+    assert upstream.calls[0].body["tools"] == tools
+
+
+async def test_thoughts_between_tags_are_no_part_of_the_answer(cloud: Cloud, upstream: Upstream) -> None:
+    async def script(call: Call) -> None:
+        await call.send(call.text("<think>Hm.</think>"), call.text("Four."), chunk({}, finish_reason="stop"), "[DONE]")
+
+    upstream.script = script
+    assert text(await events(cloud("minimax", upstream.base_url("openai")), ask("hello"))) == "Four."
+
+
 async def test_nothing_beside_the_words_makes_an_answer_unreadable(cloud: Cloud, upstream: Upstream) -> None:
     odd: dict[str, object] = {"reasoning": {"steps": [1]}, "annotations": "none", "audio": 5, "function_call": [None]}
 
@@ -314,6 +342,53 @@ async def test_tokens_that_only_the_total_counts_are_paid_for(cloud: Cloud, upst
     upstream.script = script
     answer = await events(cloud("openai", upstream.base_url("openai")), ask("hello"))
     assert answer[-1] == Usage(32, 103)
+
+
+async def test_anthropics_thoughts_stay_out_of_formats_that_have_no_place_for_them(
+    cloud: Cloud, upstream: Upstream
+) -> None:
+    called = {"type": "tool_use", "id": "toolu_1", "name": "now", "input": {}, "caller": {"type": "direct"}}
+
+    async def script(call: Call) -> None:
+        await call.send(
+            call.begin[0],
+            {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": ""}},
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "Hm."}},
+            {"type": "content_block_stop", "index": 0},
+            {"type": "content_block_start", "index": 1, "content_block": called},
+            {"type": "content_block_stop", "index": 1},
+            *call.end[1:],
+        )  # fmt: skip
+
+    upstream.script = script
+    _, *answer = await events(cloud("anthropic", upstream.base_url("anthropic")), ask("hello", beside=True))
+    assert answer == [ToolCallDelta(0, "", "toolu_1", "now"), ToolCallDelta(0, "{}"), Finish("stop"), Usage(7, 3)]
+    assert not any(isinstance(event, Native) for event in answer)
+
+
+async def test_anthropics_choices_come_one_after_the_other_and_are_counted_together(
+    cloud: Cloud, upstream: Upstream
+) -> None:
+    async def script(call: Call) -> None:
+        await call.send(*call.begin, call.text(f"number {len(upstream.calls)}"), *call.end)
+
+    upstream.script = script
+    answer = await events(cloud("anthropic", upstream.base_url("anthropic")), ask("hello", n=3))
+    assert [text(answer, choice) for choice in range(4)] == ["number 1", "number 2", "number 3", ""]
+    assert [event for event in answer if isinstance(event, Finish)] == [Finish("stop", choice) for choice in range(3)]
+    assert answer[-1] == Usage(21, 9)
+    assert [call.body for call in upstream.calls] == [upstream.calls[0].body] * 3
+
+
+async def test_choices_of_which_one_was_not_counted_are_not_counted(cloud: Cloud, upstream: Upstream) -> None:
+    async def script(call: Call) -> None:
+        begin, *_ = call.begin if len(upstream.calls) == 1 else [{"type": "message_start", "message": {}}]
+        delta = {"stop_reason": "end_turn", "stop_sequence": None}
+        await call.send(begin, {"type": "message_delta", "delta": delta})
+
+    upstream.script = script
+    answer = await events(cloud("anthropic", upstream.base_url("anthropic")), ask("hello", n=2))
+    assert answer[1:] == [Finish("stop"), Finish("stop", 1)]
 
 
 async def test_a_call_without_parameters_still_has_arguments_that_are_json(cloud: Cloud, upstream: Upstream) -> None:
@@ -386,7 +461,7 @@ def test_settings_that_cannot_work_are_refused_by_name(wrong: dict[str, object],
         CloudSettings(**{"name": "strong", "provider": "openai", "model": "gpt-4", **wrong})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("provider", ["nobody", "bedrock", "cohere"])
+@pytest.mark.parametrize("provider", ["nobody", "bedrock", "cohere", "fireworks"])
 async def test_a_provider_that_cannot_be_used_is_a_failure_that_names_it(cloud: Cloud, provider: str) -> None:
     refused = failure(await events(cloud(provider, "http://127.0.0.1:9"), ask("hello")))
     assert refused.code is FailureCode.UNAVAILABLE

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from models.interface import ChatRequest, FailureCode, Finish, Verbatim
+from models.interface import ChatRequest, FailureCode, Finish, Progress, TextDelta, Usage, Verbatim
 from tests.emulators.servers import Emulator
 from tests.emulators.upstream import Call, Upstream, answer
 from tests.models.cloud.asking import ask, events, failure, text
@@ -157,7 +157,78 @@ async def test_a_provider_that_says_that_it_is_at_work_is_waited_for(
     body = {"max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
     asked = ChatRequest(messages=body["messages"], verbatim=Verbatim("anthropic", body))
     model = cloud(provider, upstream.base_url(provider), first_byte_timeout=1.0, chunk_timeout=1.0)
-    assert text(await asyncio.wait_for(events(model, asked), 60)) == "Hello"
+    got = await asyncio.wait_for(events(model, asked), 60)
+    assert text(got) == "Hello"
+    # Who waits hears of it, once the answer has begun.
+    assert got.count(Progress("working")) == 6
+
+
+@pytest.mark.parametrize("verbatim", [True, False])
+async def test_anthropics_pings_say_that_it_is_at_work_whatever_format_asked(
+    cloud: Cloud, upstream: Upstream, verbatim: bool
+) -> None:
+    async def thinking(call: Call) -> None:
+        await call.send(call.begin[0])
+        for _ in range(6):
+            await asyncio.sleep(0.25)
+            await call.send({"type": "ping"})
+        await call.send(call.begin[1], call.text("Hello"), *call.end)
+
+    upstream.script = thinking
+    body = {"max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
+    asked = ask("hello", verbatim=Verbatim("anthropic", body) if verbatim else None)
+    got = await asyncio.wait_for(
+        events(cloud("anthropic", upstream.base_url("anthropic"), chunk_timeout=1.0), asked), 60
+    )
+    assert text(got) == "Hello"
+    assert got.count(Progress("working")) == 6
+
+
+@pytest.mark.parametrize(
+    ("effort", "silence", "said"), [("high", "before", "Hello"), ("high", "amid", "Hel"), ("none", "before", "")]
+)
+async def test_a_model_that_reasons_may_be_silent_until_its_first_word(
+    cloud: Cloud, upstream: Upstream, effort: str, silence: str, said: str
+) -> None:
+    async def silent(call: Call) -> None:
+        await call.send(*call.begin)
+        await asyncio.sleep(3 * (silence == "before"))
+        await call.send(call.text("Hel"))
+        await asyncio.sleep(3 * (silence == "amid"))
+        await call.send(call.text("lo"), *call.end)
+
+    upstream.script = silent
+    model = cloud("openai", upstream.base_url("openai"), chunk_timeout=1.0)
+    got = await asyncio.wait_for(events(model, ask("hello", extra={"reasoning_effort": effort})), 60)
+    assert text(got) == said
+    if said != "Hello":
+        assert failure(got).code is FailureCode.TIMEOUT
+
+
+@pytest.mark.parametrize(("cut_at", "lost"), [(1, 1), (2, 1), (3, 1)])
+async def test_choices_that_break_off_are_lost_together_and_counted_as_one_try(
+    cloud: Cloud, upstream: Upstream, cut_at: int, lost: int
+) -> None:
+    async def cutting(call: Call) -> None:
+        await call.send(*call.begin, call.text("x"))
+        if len(upstream.calls) == cut_at:
+            call.cut()
+        await call.send(*call.end)
+
+    upstream.script = cutting
+    got = await events(cloud("anthropic", upstream.base_url("anthropic")), ask("hello", n=3))
+    assert (failure(got).code, failure(got).lost) == (FailureCode.UPSTREAM, lost)
+    assert [event.choice for event in got if isinstance(event, TextDelta)] == list(range(cut_at))
+    assert len(upstream.calls) == cut_at
+
+
+async def test_what_choices_cost_that_a_refusal_ends_is_not_forgotten(cloud: Cloud, upstream: Upstream) -> None:
+    async def refusing(call: Call) -> None:
+        await (answer(call) if len(upstream.calls) == 1 else error(call, 401))
+
+    upstream.script = refusing
+    got = await events(cloud("anthropic", upstream.base_url("anthropic")), ask("hello", n=2))
+    assert (failure(got).code, failure(got).lost) == (FailureCode.AUTHENTICATION, 1)
 
 
 async def test_the_total_deadline_cuts_an_answer_that_never_ends(
@@ -213,7 +284,8 @@ async def test_a_cut_after_the_last_choice_ended_takes_nothing_from_the_answer(
     upstream.script = cut_late
     got = await events(cloud(provider, upstream.base_url(provider)), ask("hello"))
     assert text(got) == "Hello"
-    assert got[-1] == Finish("stop")
+    # Anthropic counts before it ends.
+    assert got[-1] == (Finish("stop") if provider == "openai" else Usage(7, 3))
 
 
 async def test_one_byte_at_a_time_is_read_like_any_other_stream(

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from models.cloud.answer import Answer
 from models.cloud.completions import Chunk
 from models.cloud.tool_names import LONGEST, shortened
-from models.interface import ChatRequest, TextDelta, ToolCallDelta
+from models.interface import ChatRequest, Event, Finish, TextDelta, ToolCallDelta
 
 _CHUNK = TypeAdapter(Chunk)
 
@@ -20,6 +20,11 @@ def calls(*deltas: dict[str, Any], offered: Sequence[str] = ()) -> list[tuple[in
     chunks = [{"choices": [{"index": 0, "delta": {"tool_calls": [delta]}}]} for delta in deltas]
     events = [event for chunk in (*chunks, last) for event in answer.read(_CHUNK.validate_python(chunk))]
     return [(e.index, e.id, e.name, e.arguments) for e in events if isinstance(e, ToolCallDelta)]
+
+
+def read(*choices: dict[str, Any]) -> list[Event]:
+    answer = Answer(ChatRequest(messages=[], beside=True))
+    return [event for choice in choices for event in answer.read(_CHUNK.validate_python({"choices": [choice]}))]
 
 
 def call(id: str, name: str | None, arguments: str, **more: Any) -> dict[str, Any]:
@@ -87,6 +92,41 @@ def test_a_call_after_an_end_that_was_said_too_early_is_not_lost() -> None:
     chunks = [{"choices": [{"index": 0, "delta": {"tool_calls": [p]}, "finish_reason": "tool_calls"}]} for p in pieces]
     said = [event for chunk in chunks for event in answer.read(_CHUNK.validate_python(chunk))]
     assert [(e.index, e.arguments) for e in said if isinstance(e, ToolCallDelta)][-1] == (1, '{"x": 1}')
+
+
+def test_a_chunk_that_tells_of_a_content_filter_alone_has_no_words() -> None:
+    # Azure's, with its asynchronous filter.
+    offsets = {"content_filter_offsets": {"start_offset": 0, "end_offset": 9}, "content_filter_results": {}}
+    assert read({"index": 0, "finish_reason": None, **offsets}, {"index": 0, "finish_reason": "stop"}) == [
+        Finish("stop")
+    ]
+
+
+def test_an_end_without_a_reason_is_none() -> None:
+    said = read(
+        {"delta": {"content": "Hel"}, "finish_reason": ""},
+        {"delta": {"content": "lo"}, "finish_reason": ""},
+        {"delta": {}, "finish_reason": "length"},
+    )
+    assert said == [TextDelta("Hel"), TextDelta("lo"), Finish("length")]
+
+
+def test_a_call_of_a_custom_tool_keeps_its_input_and_gets_no_arguments() -> None:
+    deltas = (
+        call("f", "f", "{}", index=0),
+        {"index": 1, "id": "a", "type": "custom", "custom": {"name": "shell", "input": ""}},
+        {"index": 1, "custom": {"input": "ls -l"}},
+        call("g", "g", "", index=2),
+    )
+    said = read(*({"delta": {"tool_calls": [each]}} for each in deltas), {"delta": {}, "finish_reason": "tool_calls"})
+    assert said == [
+        ToolCallDelta(0, "{}", "f", "f"),
+        ToolCallDelta(1, id="a", beside={"custom": {"name": "shell", "input": ""}}),
+        ToolCallDelta(1, beside={"custom": {"input": "ls -l"}}),
+        ToolCallDelta(2, "", "g", "g"),
+        ToolCallDelta(2, "{}"),
+        Finish("tool_calls"),
+    ]
 
 
 def test_a_tool_name_too_long_for_openai_goes_out_short_and_comes_back_whole() -> None:

@@ -160,11 +160,60 @@ async def test_the_settings_fill_in_what_the_client_left_out_and_leave_out_what_
         "openai", upstream.base_url("openai"), max_tokens_field="max_completion_tokens",
         defaults={"reasoning_effort": "none", "verbosity": "low"}, unsupported=["top_k", "min_p"],
     )  # fmt: skip
-    await events(model, ask("hello", max_tokens=9, top_k=3, min_p=0.1, extra={"reasoning_effort": "high"}))
+    extra = {"reasoning_effort": "high", "verbosity": None}
+    await events(model, ask("hello", max_tokens=9, top_k=3, min_p=0.1, extra=extra))
     body = upstream.calls[0].body
     assert body["max_completion_tokens"] == 9
     assert (body["reasoning_effort"], body["verbosity"]) == ("high", "low")
     assert not {"max_tokens", "top_k", "min_p"} & body.keys()
+
+
+async def test_a_server_that_refuses_stream_options_is_sent_none(cloud: Cloud, upstream: Upstream) -> None:
+    model = cloud("openai", upstream.base_url("openai"), unsupported=["stream_options"])
+    assert text(await events(model, request(BODIES["stream options"]))) == "Hello"
+    assert "stream_options" not in upstream.calls[0].body
+
+
+@pytest.mark.parametrize(
+    ("address", "fields", "effort"),
+    [
+        ("http://api.openai.com/v1", {"tools": [TOOL]}, "none"),
+        ("http://api.openai.com/v1", {}, "high"),
+        # This is what OpenAI's own client would say to this very API.
+        ("http://api.openai.com/v1", {"tools": [TOOL], "beside": True}, "high"),
+        ("http://llm.example.org/v1", {"tools": [TOOL]}, "high"),
+    ],
+)
+async def test_functions_with_an_effort_in_the_format_of_responses_reach_openais_chat_without_it(
+    cloud: Cloud, upstream: Upstream, address: str, fields: dict[str, Any], effort: str
+) -> None:
+    model = cloud("openai", address, proxy=upstream.url, defaults={"reasoning_effort": "none"})
+    assert text(await events(model, ask("hello", **fields, extra={"reasoning_effort": "high"}))) == "Hello"
+    assert upstream.calls[0].body["reasoning_effort"] == effort
+
+
+@pytest.mark.parametrize(
+    ("host", "model", "signed"),
+    [
+        ("generativelanguage.googleapis.com", "gemini-3-pro-preview", True),
+        ("generativelanguage.googleapis.com", "gemini-2.5-pro", False),
+        ("llm.example.org", "gemini-3-pro-preview", False),
+    ],
+)
+async def test_gemini_sees_a_signature_at_calls_that_others_made(
+    cloud: Cloud, upstream: Upstream, host: str, model: str, signed: bool
+) -> None:
+    own = {**CALL, "extra_content": {"google": {"thought_signature": "c2ln"}}}
+    turns = [{"role": "assistant", "content": None, "tool_calls": calls} for calls in ([CALL, CALL], [own, CALL])]
+    history = [HELLO, turns[0], HELLO, turns[1], HELLO]
+    asked = cloud("openai", f"http://{host}/v1beta/openai", proxy=upstream.url, model=model)
+    assert text(await events(asked, request({"messages": history, "tools": [TOOL]}))) == "Hello"
+
+    sent = upstream.calls[0].body["messages"]
+    unsigned = {"google": {"thought_signature": "skip_thought_signature_validator"}}
+    assert sent[1]["tool_calls"] == [{**CALL, "extra_content": unsigned} if signed else CALL, CALL]
+    assert sent == [HELLO, sent[1], *history[2:]]
+    assert "extra_content" not in CALL
 
 
 async def test_no_field_that_passes_unread_can_lift_a_limit(cloud: Cloud, upstream: Upstream) -> None:
@@ -203,7 +252,7 @@ async def to_anthropic(cloud: Cloud, upstream: Upstream, body: dict[str, Any], *
     return upstream.calls[0].body  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("name", sorted(BODIES.keys() - {"choices", "json object", "custom tool"}))
+@pytest.mark.parametrize("name", sorted(BODIES.keys() - {"choices", "json object", "custom tool", "empty string"}))
 async def test_anthropic_receives_nothing_that_its_format_does_not_know(
     cloud: Cloud, upstream: Upstream, name: str
 ) -> None:
@@ -212,10 +261,68 @@ async def test_anthropic_receives_nothing_that_its_format_does_not_know(
         "model", "messages", "max_tokens", "stream", "system", "temperature", "top_p", "top_k", "stop_sequences",
         "tools", "tool_choice", "metadata", "thinking", "output_config",
     }  # fmt: skip
-    # Fields that neither format knows are the client's own business, and kept.
-    assert sent.keys() - known <= {"x_new", "y_new"}
+    assert sent.keys() <= known
     assert all(message.keys() == {"role", "content"} for message in sent["messages"])
     assert {message["role"] for message in sent["messages"]} <= {"user", "assistant"}
+
+
+async def test_anthropic_gets_nothing_that_it_refuses_for_being_blank(cloud: Cloud, upstream: Upstream) -> None:
+    blank, word = {"type": "text", "text": " \n"}, {"type": "text", "text": "So?"}
+    body = {
+        "messages": [
+            {"role": "system", "content": ""},
+            {"role": "system", "content": [blank, {**word, "text": "Be brief."}]},
+            HELLO,
+            {"role": "assistant", "content": ""},
+            said("\n"),
+            {"role": "assistant", "content": "\n\n", "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "call_1", "content": [blank]},
+            {"role": "assistant", "content": None, "refusal": "No."},
+            said([blank, word]),
+        ],
+        "stop": ["\n", "END", ""],
+        "tools": [TOOL],
+    }
+    sent = await to_anthropic(cloud, upstream, body)
+    used = {"type": "tool_use", "id": "call_1", "name": "get_weather", "input": {"city": "Oslo"}}
+    assert sent["system"] == "Be brief."
+    assert sent["messages"] == [
+        HELLO,
+        {"role": "assistant", "content": [used]},
+        said([{"type": "tool_result", "tool_use_id": "call_1", "content": ""}]),
+        {"role": "assistant", "content": "No."},
+        said([word]),
+    ]
+    assert sent["stop_sequences"] == ["END"]
+    upstream.calls.clear()
+    assert "stop_sequences" not in await to_anthropic(cloud, upstream, {"messages": [HELLO], "stop": "\n"})
+
+
+async def test_a_turn_of_thought_alone_goes_back_to_anthropic(cloud: Cloud, upstream: Upstream) -> None:
+    signed = {"reasoning_content": "Hm.", "extra_content": {"anthropic": {"signature": "c2ln"}}}
+    sent = await to_anthropic(
+        cloud, upstream, {"messages": [HELLO, {"role": "assistant", "content": "", **signed}, HELLO]}
+    )
+    assert sent["messages"][1]["content"] == [{"type": "thinking", "thinking": "Hm.", "signature": "c2ln"}]
+
+
+async def test_a_temperature_above_anthropics_highest_is_that(cloud: Cloud, upstream: Upstream) -> None:
+    for said_, sent in ((1.7, 1), (0.3, 0.3)):
+        upstream.calls.clear()
+        body = {"messages": [HELLO], "temperature": said_}
+        assert (await to_anthropic(cloud, upstream, body))["temperature"] == sent
+
+
+async def test_fields_of_other_dialects_stay_away_from_anthropic_but_for_what_the_settings_say(
+    cloud: Cloud, upstream: Upstream
+) -> None:
+    other = {
+        "reasoning": {"effort": "high"}, "enable_thinking": True, "chat_template_kwargs": {}, "max_tool_calls": 1,
+        "repetition_penalty": 1.1, "system": "Obey.", "top_k": 5, "speed": "standard",
+    }  # fmt: skip
+    sent = await to_anthropic(cloud, upstream, {"messages": [HELLO], **other}, defaults={"a_field_of_tomorrow": 1})
+    bare = {"model", "messages", "max_tokens", "stream"}
+    assert sent.keys() == bare | {"top_k", "speed", "a_field_of_tomorrow"}
 
 
 async def test_anthropic_gets_a_limit_where_the_client_named_none(cloud: Cloud, upstream: Upstream) -> None:
@@ -310,24 +417,36 @@ async def test_reasoning_can_be_off_by_default_and_on_by_request(cloud: Cloud, u
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "reason"),
     [
-        BODIES["choices"],
-        {
-            "messages": [
-                HELLO,
-                {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "{no"}}]},
-            ]
-        },
-        {"messages": [said([{"type": "image_url", "image_url": {"url": "data:image/png"}}])]},
+        (
+            {
+                "messages": [
+                    HELLO,
+                    {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "{no"}}]},
+                ]
+            },
+            "tool call 'call_1'",
+        ),
+        ({"messages": [said([{"type": "image_url", "image_url": {"url": "data:image/png"}}])]}, "base64"),
+        (BODIES["empty string"], "none of its messages"),
+        ({"messages": [HELLO], "reasoning_effort": "ultra"}, "reasoning_effort is 'ultra'. Input should be 'none'"),
+        ({"messages": [HELLO], "parallel_tool_calls": {"no": 1}, "tools": [TOOL]}, "parallel_tool_calls is {'no': 1}"),
+        ({"messages": [HELLO], "tools": [TOOL], "tool_choice": {"type": "function"}}, "the choice of one"),
     ],
 )
 async def test_what_anthropic_has_no_word_for_is_refused_before_anything_is_sent(
-    cloud: Cloud, upstream: Upstream, body: dict[str, Any]
+    cloud: Cloud, upstream: Upstream, body: dict[str, Any], reason: str
 ) -> None:
-    refused = failure(await events(cloud("anthropic", upstream.base_url("anthropic")), request(body)))
-    assert refused.code is FailureCode.BAD_REQUEST
+    model = cloud("anthropic", upstream.base_url("anthropic"))
+    for _ in range(6):
+        refused = failure(await events(model, request(body)))
+        assert (refused.code, refused.lost) == (FailureCode.BAD_REQUEST, 0)
+        assert refused.message.startswith("strong cannot be asked this: ")
+        assert reason in refused.message
     assert upstream.calls == []
+    # It is no fault of the provider's.
+    assert (await model.status()).state == "ready"
 
 
 async def test_anthropics_usage_counts_the_whole_prompt(cloud: Cloud, upstream: Upstream) -> None:

@@ -122,7 +122,7 @@ def require_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise StoreError(
             f"the disk is full: {_megabytes(needed)} are needed in {folder} and {_megabytes(free)} are free; "
-            "make room, or set XDG_DATA_HOME to a folder on another disk, pull again, and run `upcall service install` anew"
+            "make room, or set XDG_DATA_HOME to a folder on another disk, pull again, and install the service again"
         )
 
 

@@ -144,7 +144,7 @@ def measured(
 ) -> Calibration:
     """A calibration from `scores` on a sample and, where they are known, the strong model's `outcomes` there, 0 to 1.
 
-    The reliability has ten bins of equally many prompts. `weights` says how much each prompt counts.
+    The reliability has ten bins of equal weight. `weights` says how much each prompt counts.
     """
     chance = np.full(len(scores), 1 / len(scores)) if weights is None else weights / weights.sum()
     order = np.argsort(scores, kind="stable")

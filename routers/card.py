@@ -20,7 +20,7 @@ class Card:
     name: str
     version: str
     size: int
-    """Bytes of the artifact, without the encoder."""
+    """Bytes of the artifact and its calibration, without the encoder."""
     milliseconds: float | None
     """Median for a prompt of 100 tokens on one thread, encoder included, on the machine that `results` describes."""
     apgr: Mapping[str, float]

@@ -25,7 +25,7 @@ class Neighbour:
     similarity: float
     """Cosine."""
     lead: float
-    """How far strong models were ahead of weak ones, in standard deviations of its part of the source."""
+    """How far strong models were ahead of weak ones, in standard deviations of the source."""
 
 
 class NearestNeighboursRouter:

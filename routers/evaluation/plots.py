@@ -29,7 +29,7 @@ def curves(results: Sequence[Result], path: Path) -> None:
 
 
 def reliability(calibrations: Sequence[Calibration], path: Path) -> None:
-    """Mean outcome against mean score, in ten bins of equally many prompts per router, of those that have any."""
+    """Mean outcome against mean score, in ten bins of equal weight per router, of those that have any."""
     calibrations = [each for each in calibrations if each.reliability]
     if not calibrations:
         return

@@ -2,7 +2,7 @@
 
 RouteLLM (arXiv 2406.18665 §4.2) fine-tunes BERT-base to classify prompts by who wins. Here the upper layers of MiniLM
 are fine-tuned on the outcomes that train `mf`, as the chance that the strong model is preferred, ties counting as half.
-As for `mf` each part of a source has an offset of its own, and a term for the length of the question stands beside.
+As for `mf` each source has an offset of its own, and a term for the length of the question stands beside.
 """
 
 import argparse

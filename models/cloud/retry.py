@@ -20,7 +20,8 @@ class RetryPolicy:
         """Seconds to wait after `tries` failed tries, or None to give up; `left` is what the deadline still allows."""
         if tries > self.max_retries:
             return None
-        pause = min(self.first_pause * 2 ** (tries - 1), self.longest_pause) * random.uniform(0.5, 1)  # noqa: S311
+        # Less jitter than doubling, so that each pause is longer than the one before, as in the providers' own SDKs.
+        pause = min(self.first_pause * 2 ** (tries - 1), self.longest_pause) * random.uniform(0.75, 1)  # noqa: S311
         if failure.retry_after is not None:
             if failure.retry_after > self.patience:
                 return None

@@ -1,5 +1,7 @@
 """When the cloud is asked again, and when it is left alone."""
 
+from itertools import pairwise
+
 import pytest
 
 from models.cloud.breaker import Breaker
@@ -42,7 +44,14 @@ def test_pauses_grow_and_differ_so_that_clients_do_not_come_back_together() -> N
     pauses = [[policy.pause(tries, DOWN, LONG) or 0 for _ in range(50)] for tries in range(1, 7)]
     for tries, drawn in enumerate(pauses, start=1):
         longest = min(2 ** (tries - 1), 8)
-        assert longest / 2 <= min(drawn) < max(drawn) <= longest
+        assert longest * 0.75 <= min(drawn) < max(drawn) <= longest
+
+
+def test_every_pause_below_the_longest_is_longer_than_the_one_before() -> None:
+    policy = RetryPolicy(max_retries=9, first_pause=1.0, longest_pause=8.0)
+    for _ in range(50):
+        pauses = [policy.pause(tries, DOWN, LONG) or 0 for tries in range(1, 5)]
+        assert all(later > 1.4 * earlier for earlier, later in pairwise(pauses))
 
 
 def test_retries_end_at_the_configured_number() -> None:

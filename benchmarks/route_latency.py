@@ -1,7 +1,8 @@
 """How long one routing decision takes: `python benchmarks/route_latency.py --encoder FILE [--peer MINILM.onnx]`.
 
 For prompts of 20, 100 and 256 tokens, each router in turn, interleaved with the peer so that both see the same machine:
-the fp32 MiniLM-L6 graph on the same number of tokens, one thread, tokenizing not counted. Prints Markdown.
+the fp32 MiniLM-L6 graph on the same number of tokens, one thread, tokenizing not counted. Then the vectors of a
+conversation of eight turns when the eighth comes, beside all of them embedded again. Prints Markdown.
 """
 
 import argparse
@@ -17,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from routers.encoder import session_options
+from daemon.routing.turn_vectors import TurnVectors
+from routers.encoder import Encoder, session_options
 from routers.registry import ROUTERS, load
 
 SENTENCE = "Please explain to me in a few short words why the sky is blue at noon and red in the evening. "
@@ -42,6 +44,23 @@ def peer(path: Path) -> Callable[[int], None]:
         session.run(None, {name: feeds[name] for name in names})
 
     return run
+
+
+def conversations(encoder: Encoder, runs: int) -> None:
+    """Print what the eighth turn of 100 tokens costs where the seven before it were seen, and where they were not."""
+    ours, theirs = [], []
+    for run in range(runs):
+        turns, vectors = [prompt_of(100, 8 * run + turn) for turn in range(8)], TurnVectors()
+        vectors.of(encoder, turns[:-1])
+        begin = time.perf_counter()
+        vectors.of(encoder, turns)
+        middle = time.perf_counter()
+        encoder.embed(turns)
+        ours.append((middle - begin) * 1000)
+        theirs.append((time.perf_counter() - middle) * 1000)
+    p50, other = np.percentile(ours, 50), np.percentile(theirs, 50)
+    print(f"\nThe eighth turn of a conversation: {p50:.1f} ms; all eight embedded again: {other:.1f} ms; "
+          f"share {p50 / other:.2f}.")  # fmt: skip
 
 
 def main() -> None:
@@ -85,6 +104,7 @@ def main() -> None:
             compared = f"{other:.1f} | {p50 / other:.2f}" if beside else "- | -"
             print(f"| {name} | {tokens} | {p50:.2f} | {p99:.2f} | {compared} |")
             recorded.setdefault(name, {})[str(tokens)] = round(float(p50), 2)
+    conversations(Encoder(options.encoder), options.runs // 5)
     if options.json:
         before = json.loads(options.json.read_text()) if options.json.exists() else {}
         options.json.write_text(json.dumps(before | recorded, indent=1) + "\n")

@@ -19,6 +19,7 @@ from daemon.config import Routing
 from daemon.routing.judge import LocalJudge, NotJudgedError
 from daemon.routing.policy import Reason, conversation_score
 from daemon.routing.recent import Sight
+from daemon.routing.turn_vectors import TurnVectors
 from models.interface import Message
 from models.store import Store, StoreError
 
@@ -105,6 +106,7 @@ class Scorer:
         self._readings: dict[str, Calibrated] = {}
         self._failed: dict[str, float] = {}
         self._follow_ups: FollowUps | None = None
+        self._vectors = TurnVectors()
         self._corrections = _stamps()
         self.trouble = ""
         """Why the settings' router is not loaded: one line for people, or nothing."""
@@ -274,7 +276,7 @@ class Scorer:
         router = loaded.router
         if not isinstance(router, EmbeddingRouter):
             return conversation_score([float(score) for score in router.score(turns)]), None, ()
-        vectors = router.encoder.embed(turns)
+        vectors = self._vectors.of(router.encoder, turns)
         if len(turns) > 1:
             self._follow_ups = self._follow_ups or FollowUps()
             counts = ~self._follow_ups.are(vectors)

@@ -65,7 +65,8 @@ async def test_a_prompt_scores_the_same_every_time_and_whoever_else_asks(scorer:
 
 async def test_the_loop_runs_on_while_a_prompt_is_scored(scorer: Scorer) -> None:
     await scorer.load()
-    looking = asyncio.create_task(scorer.look([{"role": "user", "content": "word " * 4000}] * 8))
+    messages = [{"role": "user", "content": f"{turn} " + "word " * 4000} for turn in range(8)]
+    looking = asyncio.create_task(scorer.look(messages))
     turns = 0
     while not looking.done():
         await asyncio.sleep(0)

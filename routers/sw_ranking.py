@@ -19,6 +19,8 @@ GAMMA = 10.0
 """A vote weighs GAMMA^(1 + S), S its similarity relative to the most similar vote's."""
 STRONG, WEAK = (0, 1), (2,)
 """Tiers of the strong and the weak models, as in the paper."""
+WIN = 64
+"""What a win counts in the artifact, a tie half of it; golden labels lie between."""
 RIDGE = 1e-3
 """Pull of every tier towards 0, so that a tier without votes has a finite rank."""
 
@@ -50,7 +52,7 @@ class SimilarityWeightedRouter:
 def leads(known: References, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rank of the strong tiers less that of the weak one for each of `vectors`, in logits, before calibration."""
     first, second = known.columns["first"].astype(np.int64), known.columns["second"].astype(np.int64)
-    outcome = known.columns["outcome"].astype(np.float32) / 2
+    outcome = known.columns["outcome"].astype(np.float32) / WIN
     tiers = int(max(first.max(), second.max())) + 1
     similarity = known.similarity(vectors)
     relative = similarity / np.maximum(similarity.max(axis=1, keepdims=True), 1e-6)

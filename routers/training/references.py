@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from routers.training.embeddings import Embeddings, Rows
 
 KEPT = 64
 """Principal axes; more did not change which prompts are near."""
+PARTS = 10
+"""Into which votes are parted, to see how a prompt is scored whose own vote is not known."""
 
 
 def train_knn(data_folder: Path, encoder: Path, out: Path = ARTIFACTS / "knn") -> Calibration:
@@ -52,7 +55,10 @@ def train_knn(data_folder: Path, encoder: Path, out: Path = ARTIFACTS / "knn") -
         "parts": np.array(parts),
     }
     known = _compress(np.concatenate([each[rows] for each, rows in zip(vectors, kept, strict=True)]), columns)
-    return _ship("knn", known, knn.leads, every, vectors, data_folder, [], out)
+    seen = {prompt for source in every for prompt in source.prompts}
+    sent = [prompt for prompt in data.votes(data_folder).prompts if prompt not in seen]
+    everyday = _in_batches(lambda batch: knn.leads(known, batch), embeddings.of(sent, "arena prompts"))
+    return _ship("knn", known, knn.leads, everyday, every, vectors, data_folder, out)
 
 
 def train_sw_ranking(data_folder: Path, encoder: Path, out: Path = ARTIFACTS / "sw_ranking") -> Calibration:
@@ -71,14 +77,31 @@ def train_sw_ranking(data_folder: Path, encoder: Path, out: Path = ARTIFACTS / "
         rows.append(each[usable])
         first.append(np.zeros(usable.sum(), dtype=np.int64))
         second.append(np.full(usable.sum(), 2))
-        outcome.append((np.round(raw[usable] * 2) / 2).astype(np.float32))
+        outcome.append(raw[usable])
     columns: dict[str, NDArray[np.generic]] = {
         "first": np.concatenate(first).astype(np.uint8),
         "second": np.concatenate(second).astype(np.uint8),
-        "outcome": np.round(np.concatenate(outcome) * 2).astype(np.uint8),
+        "outcome": np.round(np.concatenate(outcome) * sw_ranking.WIN).astype(np.uint8),
     }
     known = _compress(np.concatenate(rows), columns)
-    return _ship("sw_ranking", known, sw_ranking.leads, every, vectors, data_folder, ["arena55k_subset"], out)
+    # A prompt's own vote is not there when somebody asks.
+    part = np.array([int(data.key(prompt), 16) % PARTS for prompt in votes.prompts])
+    everyday = np.concatenate([leads_by_others(known, rows[0], part == number) for number in range(PARTS)])
+    return _ship("sw_ranking", known, sw_ranking.leads, everyday, every, vectors, data_folder, out)
+
+
+def leads_by_others(known: References, votes: Rows, chosen: NDArray[np.bool_]) -> Rows:
+    """Leads of the prompts of the `chosen` votes, which stand first in `known`, by all others."""
+    others = np.ones(len(known.vectors), dtype=np.bool_)
+    others[: len(votes)] = ~chosen
+    columns = {name: column[others] for name, column in known.columns.items()}
+    rest = replace(known, vectors=known.vectors[others], columns=columns)
+    return _in_batches(lambda batch: sw_ranking.leads(rest, batch), votes[chosen])
+
+
+def _in_batches(leads: Callable[[Rows], Rows], vectors: Rows) -> Rows:
+    """`leads` of some dozen vectors at a time: each is compared with tens of thousands."""
+    return np.concatenate([leads(batch) for batch in np.array_split(vectors, len(vectors) // 64 + 1)])
 
 
 def _compress(vectors: Rows, columns: Mapping[str, NDArray[np.generic]]) -> References:
@@ -95,22 +118,19 @@ def _ship(
     name: str,
     known: References,
     leads: Callable[[References, Rows], Rows],
+    everyday: Rows,
     every: Sequence[data.Source],
     vectors: Sequence[Rows],
     data_folder: Path,
-    beside: Sequence[str],
     out: Path,
 ) -> Calibration:
-    def lead_of(number: int, rows: NDArray[np.intp]) -> Rows:
-        batches = np.array_split(rows, len(rows) // 64 + 1)
-        return np.concatenate([leads(known, vectors[number][batch]) for batch in batches])
-
     fitted = calibrate(
         name,
         [known.mean, known.axes, known.vectors, *known.columns.values()],
         every,
-        lead_of,
-        data.fingerprint(data_folder, [*beside, *(source.name for source in every)]),
+        lambda number, rows: _in_batches(lambda batch: leads(known, batch), vectors[number][rows]),
+        data.fingerprint(data_folder, ["arena55k_subset", *(source.name for source in every)]),
+        everyday,
     )
     out.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {

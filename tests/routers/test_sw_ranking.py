@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from routers.encoder import Encoder
-from routers.sw_ranking import SimilarityWeightedRouter, bradley_terry, leads
+from routers.sw_ranking import WIN, SimilarityWeightedRouter, bradley_terry, leads
 
 
 def test_ranks_explain_the_wins_they_came_from() -> None:
@@ -25,3 +25,9 @@ def test_votes_on_similar_prompts_count_more(encoder: Encoder) -> None:
     assert similarity.std() > 0.05
     vectors = encoder.embed(["Prove that the sum of two even numbers is even.", "Oi, tudo bem?"])
     assert abs(float(np.diff(leads(known, vectors))[0])) > 1e-3
+
+
+def test_golden_labels_that_are_no_whole_wins_stay_what_they_are(encoder: Encoder) -> None:
+    outcome = SimilarityWeightedRouter(encoder)._known.columns["outcome"]
+    assert outcome.max() <= WIN
+    assert np.mean(~np.isin(outcome, (0, WIN // 2, WIN))) > 0.1

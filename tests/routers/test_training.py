@@ -3,13 +3,17 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch", reason="needs torch (make train-deps)")
 
 from routers.features import SPAN, TYPICAL  # noqa: E402
+from routers.references import References  # noqa: E402
+from routers.sw_ranking import WIN  # noqa: E402
 from routers.training import data as training_data  # noqa: E402
 from routers.training import mf, pairs  # noqa: E402
 from routers.training.export import write_mf  # noqa: E402
+from routers.training.references import leads_by_others  # noqa: E402
 
 
 def test_no_benchmark_prompt_is_trained_on(data: Path) -> None:
@@ -107,3 +111,21 @@ def test_harness_text_is_cut_from_prompts() -> None:
     assert training_data.question(framed) == "Which gas?\nA) Helium\nB) Neon"
     assert training_data.question("## Question: \n\nHow many?\n\n\n## Instruction \n\nAnswer in JSON.") == "How many?"
     assert training_data.question("Answer:") != ""
+
+
+def test_what_a_prompts_own_vote_says_moves_no_threshold() -> None:
+    random = np.random.default_rng(0)
+    votes = random.standard_normal((12, 4)).astype(np.float32)
+    tiers = {"first": np.arange(12) % 2, "second": np.full(12, 2)}
+
+    def leads_of(outcome: NDArray[np.int_]) -> NDArray[np.float32]:
+        known = References(
+            np.zeros(4, np.float32), np.eye(4, dtype=np.float32), votes, {**tiers, "outcome": outcome}, "", 1, 0
+        )
+        return leads_by_others(known, votes, np.arange(12) == 3)
+
+    outcome = random.integers(0, WIN + 1, 12)
+    changed = np.where(np.arange(12) == 3, WIN - outcome, outcome)
+    other = np.where(np.arange(12) == 4, WIN - outcome, outcome)
+    assert leads_of(outcome) == leads_of(changed)
+    assert leads_of(outcome) != leads_of(other)

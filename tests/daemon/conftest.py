@@ -57,16 +57,59 @@ def escalating(start_daemon: StartDaemon, tmp_path: Path) -> Escalating:
     """A daemon with a key, whose cloud is at the given address."""
 
     def start(base_url: str, provider: str = "openai", **settings: Any) -> Daemon:
-        (tmp_path / "credentials").mkdir(exist_ok=True)
-        (tmp_path / "credentials" / provider).write_text(KEY)
-        cloud = {
-            "CLOUD__MODEL": "claude-3-opus" if provider == "anthropic" else "gpt-4",
-            "CLOUD__BASE_URL": base_url,
-            "CLOUD__MAX_RETRIES": "0",
-        }
-        return start_daemon(credentials=tmp_path / "credentials", **{**cloud, **settings})
+        return start_daemon(credentials=_credentials(tmp_path, provider), **{**_cloud(base_url, provider), **settings})
 
     return start
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory, models_ready: Path) -> Iterator[Callable[..., Daemon]]:
+    """Daemons that run until the module's tests are over, one for each choice of settings."""
+    running: dict[tuple[tuple[str, str], ...], Daemon] = {}
+    with ExitStack() as stack:
+
+        def start(provider: str, settings: dict[str, str]) -> Daemon:
+            key = tuple(sorted(settings.items()))
+            if key not in running:
+                home = tmp_path_factory.mktemp("home")
+                context = running_daemon(home, models_ready, settings, _credentials(home, provider))
+                daemon = running[key] = stack.enter_context(context)
+                wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "ready")
+            return running[key]
+
+        yield start
+
+
+@pytest.fixture
+def shared(lasting: Callable[..., Daemon]) -> Escalating:
+    """As `escalating`, but one daemon for all tests of the module with the same settings.
+
+    For tests that leave its switches as they were. The process that asks the cloud is a new one in each test, so that
+    it knows of no fault of the test before; the ledger goes on.
+    """
+
+    def start(base_url: str, provider: str = "openai", **settings: Any) -> Daemon:
+        daemon = lasting(provider, {**_cloud(base_url, provider), "CLOUD__IDLE_SECONDS": "0.5", **settings})
+        wait_until(lambda: not daemon.children("cloud"))
+        return daemon
+
+    return start
+
+
+def _credentials(home: Path, provider: str) -> Path:
+    """A folder with the provider's key."""
+    folder = home / "credentials"
+    folder.mkdir(exist_ok=True)
+    (folder / provider).write_text(KEY)
+    return folder
+
+
+def _cloud(base_url: str, provider: str) -> dict[str, str]:
+    return {
+        "CLOUD__MODEL": "claude-3-opus" if provider == "anthropic" else "gpt-4",
+        "CLOUD__BASE_URL": base_url,
+        "CLOUD__MAX_RETRIES": "0",
+    }
 
 
 @pytest.fixture

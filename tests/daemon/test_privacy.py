@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,27 +48,36 @@ def test_privacy_answers_every_escalation_locally_and_ends_the_cloud_process(
     assert reason(daemon) == "forced_cloud"
 
 
-async def test_privacy_cuts_an_escalation_under_way_and_tells_its_client(
-    escalating: Escalating,
-    upstream: Upstream,
+async def test_privacy_cuts_escalations_under_way_and_tells_their_clients(
+    escalating: Escalating, upstream: Upstream, tmp_path: Path
 ) -> None:
     async def begin_only(call: Call) -> None:
         await call.send(*call.begin, call.text("One, "))
         await asyncio.Event().wait()
 
-    def cut() -> None:
+    def begin() -> Iterator[Any]:
         received = iter(client(daemon).chat.completions.create(model="cloud", messages=HELLO, stream=True))
         while not next(received).choices[0].delta.content:
             pass
-        daemon.cli("privacy", "on")
+        return received
+
+    def be_cut(received: Iterator[Any]) -> None:
         with pytest.raises(openai.APIError, match="Privacy mode was switched on"):
             for _ in received:
                 pass
 
     upstream.script = begin_only
     daemon = escalating(upstream.base_url("openai"), CLOUD__TIMEOUTS__BETWEEN="600")
-    await asyncio.to_thread(cut)
-    await asyncio.wait_for(upstream.calls[0].left.wait(), 60)
+    before = await asyncio.to_thread(begin)
+    # From here on a worker of its own has the one that has begun, until it is done.
+    await asyncio.to_thread(reload, daemon, tmp_path, "[cloud]\nidle_seconds = 299\n")
+    after = await asyncio.to_thread(begin)
+    assert len(daemon.children("cloud")) == 2
+    await asyncio.to_thread(daemon.cli, "privacy", "on")
+    for call, received in zip(upstream.calls, (before, after), strict=True):
+        await asyncio.wait_for(call.left.wait(), 60)
+        await asyncio.to_thread(be_cut, received)
+    await asyncio.to_thread(wait_until, lambda: not daemon.children("cloud"))
 
 
 def test_every_answer_carries_a_header_while_privacy_mode_is_on(shared: Escalating, aimock: Emulator) -> None:

@@ -114,11 +114,13 @@ def _cloud(base_url: str, provider: str) -> dict[str, str]:
 
 @pytest.fixture
 def targets(tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """Something worth reaching behind every attempt of `hostile.attack`."""
-    for name in ("home", "models", "conversations"):
-        (tmp_path / name).mkdir()
-    for name in ("key", "models/weak.gguf", "models/other.gguf"):
+    """Something worth reaching behind every attempt of `hostile.attack`, what is upcall's own in its usual places."""
+    for name in ("home", "models", "conversations", "credentials", "config/upcall", "state/upcall"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("key", "models/weak.gguf", "models/other.gguf", "credentials/openai"):
         (tmp_path / name).write_text("secret")
+    (tmp_path / "config/upcall/config.toml").write_text("# secret")
+    (tmp_path / "state/upcall/privacy").write_text("off")
     with ExitStack() as stack:
         port = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         for address, kind in (
@@ -138,6 +140,9 @@ def targets(tmp_path: Path) -> Iterator[dict[str, Any]]:
             "unix_datagrams": str(tmp_path / "notify"),
             "abstract_socket": str(tmp_path),
             "key": str(tmp_path / "key"),
+            "credentials": str(tmp_path / "credentials"),
+            "settings": str(tmp_path / "config/upcall"),
+            "state": str(tmp_path / "state/upcall"),
             "model": str(tmp_path / "models/weak.gguf"),
             "other_model": str(tmp_path / "models/other.gguf"),
             "conversations": str(tmp_path / "conversations"),

@@ -19,7 +19,7 @@ from daemon.routing.recent import Recent, Sight
 from daemon.routing.scorer import Look, Scorer
 from daemon.routing.second_look import SecondLooks, Verdict
 from models.client import WorkerGoneError
-from models.cloud.size import most_predicted, most_tokens, runs_tools, unpriced
+from models.cloud.size import likely_tokens, most_predicted, most_tokens, runs_tools, unpriced
 from models.interface import (
     ChatRequest,
     Event,
@@ -224,10 +224,13 @@ class Dispatcher:
         return choose
 
     async def count_tokens(self, request: ChatRequest) -> int:
-        """Tokens of the prompt for the local model.
+        """Tokens of the prompt for the local model; an estimate where that is on another server.
 
         Raises `ValueError` where it cannot render the request, `WorkerGoneError` where it does not run.
         """
+        if self._settings.local.endpoint:
+            # llama-server and vLLM each have a way of their own to be asked for it, and Ollama has none.
+            return likely_tokens(request)
         client = await self._workers.get("local")
         if client is None:
             raise WorkerGoneError(self._workers.why_down.get("local", "it did not start in time"))

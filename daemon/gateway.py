@@ -159,6 +159,7 @@ class Gateway:
         self._finishing.cancel()
         for serving in self._serving:
             serving.watch.cancel()
+        await _settle(*self._serving)
         await asyncio.gather(*(serving.runner.cleanup() for serving in self._serving))
         for serving in self._serving:
             serving.scorer.close()
@@ -199,11 +200,7 @@ class Gateway:
             self._recent.clear()
 
     async def _finish(self, serving: Serving) -> None:
-        # A connection takes some turns of the loop from being accepted to its first request. In these asyncio would
-        # reset it, and aiohttp would leave it open and read nothing from it.
-        asyncio.get_running_loop().remove_reader(serving.listener)
-        for _ in range(SETTLING_TURNS):
-            await asyncio.sleep(SETTLING_SECONDS / SETTLING_TURNS)
+        await _settle(serving)
         await serving.site.stop()
         await serving.runner.shutdown()
         server = serving.runner.server
@@ -216,6 +213,18 @@ class Gateway:
         self._serving.remove(serving)
         if all(other.scorer is not serving.scorer for other in self._serving):
             serving.scorer.close()
+
+
+async def _settle(*servings: Serving) -> None:
+    """Accept no more, and have the first requests of what was accepted begin."""
+    for serving in servings:
+        # One of before a reload may have closed its own already.
+        if serving.listener.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(serving.listener)
+    # A connection takes some turns of the loop from being accepted to its first request. In these asyncio would
+    # reset it, and aiohttp would leave it open and read nothing from it.
+    for _ in range(SETTLING_TURNS):
+        await asyncio.sleep(SETTLING_SECONDS / SETTLING_TURNS)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from daemon.api.errors import ApiError
 from daemon.api.exchange import Exchange
 from daemon.api.reading import read
 from daemon.api.responses_request import ResponsesBody
+from daemon.api.responses_tools import FreeText, Toolbox
 from daemon.api.wish import asked
 from daemon.config import Routing
 from daemon.dispatcher import Dispatcher
@@ -32,6 +33,11 @@ DEFAULTS: Mapping[str, Any] = {
     "tools": [],
     "truncation": "disabled",
 }
+GROWS = {
+    "function_call": ("arguments", "response.function_call_arguments"),
+    "custom_tool_call": ("input", "response.custom_tool_call_input"),
+}
+"""Calls, with the field that comes in pieces and the events that they come in."""
 INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
@@ -47,23 +53,27 @@ class Responses:
         body, raw, wishes = await read(request, ResponsesBody)
         ask = asked(body.model, request.headers, wishes, self._routing)
         ask = replace(ask, warning="; ".join(filter(None, (ask.warning, body.warning))) or None)
-        shape = partial(ResponseShape, said=raw)
+        shape = partial(ResponseShape, said=raw, toolbox=body.toolbox)
         return await answer(request, self._dispatcher, body.request(), ask, "responses", shape, bool(body.stream))
 
 
 class ResponseShape:
-    """One answer on its way to the client; see `Shape`. `said` is the request, parts of which the answer repeats."""
+    """One answer on its way to the client; see `Shape`. `said` is the request, parts of which the answer repeats, and
+    `toolbox` has its tools."""
 
     content_type = "text/event-stream"
 
-    def __init__(self, exchange: Exchange, said: Mapping[str, Any]) -> None:
+    def __init__(self, exchange: Exchange, said: Mapping[str, Any], toolbox: Toolbox) -> None:
         self._exchange = exchange
         self._said = said
+        self._toolbox = toolbox
         self._output: list[dict[str, Any]] = []
         self._open: object = None
         """What the last item of the output is, while it grows: `text`, or the number of a tool call."""
         self._pieces: list[str] = []
-        """Of its text or arguments."""
+        """Of its text, arguments or input."""
+        self._input: FreeText | None = None
+        """Reads the input of a call whose tool takes text."""
         self._finish = "stop"
         self._sent = 0
 
@@ -104,9 +114,7 @@ class ResponseShape:
                 yield self._of_text("response.output_text.delta", delta=event.text, logprobs=event.logprobs or [])
             case ToolCallDelta():
                 yield from self._turn_to(event.index, partial(self._call, event))
-                if event.arguments:
-                    self._pieces.append(event.arguments)
-                    yield self._of_item("response.function_call_arguments.delta", delta=event.arguments)
+                yield from self._grow(self._input.push(event.arguments) if self._input else event.arguments)
             case Finish():
                 self._finish = event.reason
 
@@ -126,31 +134,46 @@ class ResponseShape:
         yield self._of_text("response.content_part.added", part=_copy(part))
 
     def _call(self, event: ToolCallDelta) -> Iterator[dict[str, Any]]:
-        id = f"fc_{self._exchange.id}_{len(self._output)}"
-        call = {"type": "function_call", "id": id, "status": "in_progress", "call_id": event.id, "name": event.name}
-        self._output.append({**call, "arguments": ""})
+        called = self._toolbox.called(event.name or "")
+        self._input = FreeText() if called.type == "custom" else None
+        kind, id = ("custom_tool_call", "ctc") if self._input else ("function_call", "fc")
+        call: dict[str, Any] = {"type": kind, "id": f"{id}_{self._exchange.id}_{len(self._output)}"}
+        call |= {"status": "in_progress", "call_id": event.id, "name": called.name}
+        if called.namespace is not None:
+            call["namespace"] = called.namespace
+        self._output.append({**call, GROWS[kind][0]: ""})
         yield self._item_event("response.output_item.added")
+
+    def _grow(self, piece: str) -> Iterator[dict[str, Any]]:
+        """Of a call."""
+        if piece:
+            self._pieces.append(piece)
+            yield self._of_item(f"{GROWS[self._output[-1]['type']][1]}.delta", delta=piece)
 
     def _close(self) -> Iterator[dict[str, Any]]:
         if self._open is None:
             return
-        self._put_together()
         item = self._output[-1]
+        if self._input:
+            yield from self._grow(self._input.rest())
+            self._input = None
+        self._put_together()
         item["status"] = "incomplete" if self._finish in INCOMPLETE else "completed"
         if self._open == "text":
             part = item["content"][0]
             yield self._of_text("response.output_text.done", text=part["text"], logprobs=part["logprobs"])
             yield self._of_text("response.content_part.done", part=_copy(part))
         else:
-            done = {"name": item["name"], "arguments": item["arguments"]}
-            yield self._of_item("response.function_call_arguments.done", **done)
+            field, events = GROWS[item["type"]]
+            name = {"name": item["name"]} if item["type"] == "function_call" else {}
+            yield self._of_item(f"{events}.done", **name, **{field: item[field]})
         yield self._item_event("response.output_item.done")
         self._open = None
 
     def _put_together(self) -> None:
         if self._open is not None:
             item = self._output[-1]
-            holder, name = (item["content"][0], "text") if self._open == "text" else (item, "arguments")
+            holder, name = (item["content"][0], "text") if self._open == "text" else (item, GROWS[item["type"]][0])
             holder[name] += "".join(self._pieces)
             self._pieces = []
 

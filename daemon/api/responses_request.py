@@ -1,25 +1,33 @@
 """OpenAI's `/v1/responses` (https://platform.openai.com/docs/api-reference/responses): requests in, without state."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from daemon.api.reading import Loose
+from daemon.api.responses_tools import PASSED_ON, Called, OfferedTool, Toolbox, arguments_of, left_out
 from models.interface import ChatRequest
 
 NEEDED = {
     "message": ("role", "content"),
     "function_call": ("call_id", "name", "arguments"),
     "function_call_output": ("call_id", "output"),
+    "custom_tool_call": ("call_id", "name", "input"),
+    "custom_tool_call_output": ("call_id", "output"),
+    "additional_tools": ("tools",),
 }
 """The items that can be read, and what each must have."""
+CALLS = {"function_call": "function", "custom_tool_call": "custom"}
+"""Items, and the type of the tool that each calls."""
+RESULTS = ("function_call_output", "custom_tool_call_output")
 PASSED_OVER = ("reasoning", "web_search_call", "image_generation_call")
 """Those that chat has no place for."""
 SHARED = ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier")
 """Fields that chat has under the same name; it refuses the others."""
 STATEFUL = "upcall keeps no conversations: leave this out and send the whole input each time"
-FUNCTIONS_ALONE = "upcall passes on functions alone"
+NOT_AMONG_THEM = f"upcall passes on tools of type {', '.join(PASSED_ON)}"
 NO_ITEMS = (
     "upcall keeps no items: have the client send store: false "
     "(AI SDK: openai.chat('auto'), or providerOptions.openai.store = false)"
@@ -64,7 +72,11 @@ class Item(Loose):
     content: str | list[Part] | None = None
     call_id: str | None = None
     name: str | None = None
+    namespace: str | None = None
     arguments: str | None = None
+    input: str | None = None
+    tools: list[OfferedTool] | None = None
+    """Further ones: Codex offers all its tools so to some models."""
     output: str | list[Part] | None = None
 
     @model_validator(mode="before")
@@ -85,29 +97,14 @@ class Item(Loose):
         return self
 
 
-class Tool(Loose):
-    """Chat has functions alone: tools of other types are left out."""
-
-    type: str
-    name: str | None = None
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-    @model_validator(mode="after")
-    def _function_has_a_name(self) -> "Tool":
-        if self.type == "function" and not self.name:
-            raise ValueError("a tool of type function needs a name")
-        return self
-
-    def canonical(self) -> dict[str, Any]:
-        known = {"name", "description", "parameters", "strict"}
-        return {"type": "function", "function": self.model_dump(include=known, exclude_unset=True)}
-
-
 class ToolChoice(Loose):
     type: str
     name: str | None = None
+    namespace: str | None = None
+
+    @property
+    def called(self) -> Called:
+        return Called(self.type, self.name or "", self.namespace)
 
 
 class Format(Loose):
@@ -134,7 +131,7 @@ class ResponsesBody(Loose):
     model: str = Field(default="auto", max_length=256)
     input: str | list[Item]
     instructions: str | None = None
-    tools: list[Tool] | None = None
+    tools: list[OfferedTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     text: Text | None = None
     reasoning: Reasoning | None = None
@@ -169,11 +166,11 @@ class ResponsesBody(Loose):
     @field_validator("tool_choice")
     @classmethod
     def _can_be_met(cls, value: Any, info: ValidationInfo) -> Any:
-        functions = [tool.name for tool in info.data.get("tools") or () if tool.type == "function"]
-        if isinstance(value, ToolChoice) and (value.type != "function" or value.name not in functions):
-            raise ValueError(f"{value.name or value.type!r} is no function among the tools; {FUNCTIONS_ALONE}")
-        if value == "required" and not functions:
-            raise ValueError(f"there is no function among the tools; {FUNCTIONS_ALONE}")
+        toolbox = Toolbox(_offered(info.data.get("tools"), info.data.get("input", ())))
+        if isinstance(value, ToolChoice) and value.called not in toolbox:
+            raise ValueError(f"{value.name or value.type!r} is not among the tools; {NOT_AMONG_THEM}")
+        if value == "required" and not toolbox.functions:
+            raise ValueError(f"there is no tool to call; {NOT_AMONG_THEM}")
         return value
 
     @field_validator("max_tokens", "max_completion_tokens")
@@ -193,14 +190,18 @@ class ResponsesBody(Loose):
     @property
     def warning(self) -> str | None:
         """One line about the tools that are left out."""
-        kinds = sorted({tool.type for tool in self.tools or () if tool.type != "function"})
-        return f"left out tools that are no functions: {', '.join(kinds)}"[:200] if kinds else None
+        kinds = left_out(_offered(self.tools, self.input))
+        return f"left out tools of type {', '.join(kinds)}"[:200] if kinds else None
+
+    @cached_property
+    def toolbox(self) -> Toolbox:
+        return Toolbox(_offered(self.tools, self.input))
 
     def request(self) -> ChatRequest:
         text = self.text or Text()
         logprobs = bool(self.top_logprobs or "message.output_text.logprobs" in (self.include or ()))
         extra = {name: value for name, value in (self.model_extra or {}).items() if name in SHARED}
-        tools = [tool.canonical() for tool in self.tools or () if tool.type == "function"]
+        tools = self.toolbox.functions
         # Chat's providers refuse what is said about tools where there are none.
         choice = self.tool_choice if tools else None
         if tools and self.parallel_tool_calls is not None:
@@ -217,9 +218,7 @@ class ResponsesBody(Loose):
             logprobs=logprobs,
             top_logprobs=self.top_logprobs or 0,
             tools=tools,
-            tool_choice=(
-                {"type": "function", "function": {"name": choice.name}} if isinstance(choice, ToolChoice) else choice
-            ),
+            tool_choice=self._function(choice.called) if isinstance(choice, ToolChoice) else choice,
             response_format=text.format.canonical() if text.format else None,
             extra=extra,
         )
@@ -233,20 +232,20 @@ class ResponsesBody(Loose):
         said: dict[str, Any] | None = None
         shown: list[dict[str, Any]] = []
         for item in self.input:
-            if item.type in PASSED_OVER:
+            if item.type in PASSED_OVER or item.type == "additional_tools":
                 continue
             # What the assistant says and the calls it makes with it are one message in chat.
-            if said is not None and item.type != "function_call":
+            if said is not None and item.type not in CALLS:
                 yield said
                 said = None
-            if shown and item.type != "function_call_output":
+            if shown and item.type not in RESULTS:
                 yield {"role": "user", "content": shown}
                 shown = []
             match item.type:
-                case "function_call":
+                case "function_call" | "custom_tool_call":
                     said = said or {"role": "assistant", "content": None}
-                    said.setdefault("tool_calls", []).append(_call(item))
-                case "function_call_output":
+                    said.setdefault("tool_calls", []).append(self._call(item))
+                case "function_call_output" | "custom_tool_call_output":
                     parts = _parts(item.output)
                     text = _content([part for part in parts if part["type"] == "text"])
                     yield {"role": "tool", "tool_call_id": item.call_id, "content": text}
@@ -263,9 +262,23 @@ class ResponsesBody(Loose):
         if shown:
             yield {"role": "user", "content": shown}
 
+    def _call(self, item: Item) -> Mapping[str, Any]:
+        called = Called(CALLS[item.type], item.name or "", item.namespace)
+        arguments = arguments_of(item.input or "") if called.type == "custom" else item.arguments
+        function = self._function(called, arguments=arguments)
+        return {"id": item.call_id, **function}
 
-def _call(item: Item) -> Mapping[str, Any]:
-    return {"id": item.call_id, "type": "function", "function": {"name": item.name, "arguments": item.arguments}}
+    def _function(self, called: Called, **more: Any) -> dict[str, Any]:
+        return {"type": "function", "function": {"name": self.toolbox.name(called), **more}}
+
+
+def _offered(tools: Iterable[OfferedTool] | None, items: str | Iterable[Item]) -> list[OfferedTool]:
+    further = (
+        ()
+        if isinstance(items, str)
+        else (tool for item in items if item.type == "additional_tools" for tool in item.tools or ())
+    )
+    return [*(tools or ()), *further]
 
 
 def _parts(content: str | Iterable[Part] | None) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a request can come to at a provider at most: tokens, whatever tokenizer counts them, and more than tokens."""
+"""What a request can come to at a provider: tokens, whatever tokenizer counts them, and more than tokens."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -6,6 +6,8 @@ from typing import Any, Final
 from models.interface import ChatRequest
 
 _TOKENS_PER_MESSAGE: Final = 16
+_BYTES_PER_TOKEN: Final = 4
+"""What OpenAI says of English text (https://platform.openai.com/tokenizer)."""
 _TOKENS_PER_IMAGE: Final = 6000
 """Above what either provider charges for the largest image that it does not scale down."""
 _AT_LIST_PRICE: Final = {
@@ -19,9 +21,14 @@ _RUN_BY_CLIENTS: Final = ("function", "custom", "bash_", "computer_", "memory_",
 
 
 def most_tokens(request: ChatRequest) -> int:
-    """An upper bound of the prompt's tokens: no token is shorter than a byte. English text has about four in each."""
+    """An upper bound of the prompt's tokens: no token is shorter than a byte."""
     said = sum(_most(part) for part in (request.messages, request.tools, request.response_format, request.extra))
     return max(said, _most(request.verbatim.body)) if request.verbatim else said
+
+
+def likely_tokens(request: ChatRequest) -> int:
+    """What the prompt's tokens come to about, in English or a program."""
+    return -(-most_tokens(request) // _BYTES_PER_TOKEN)
 
 
 def most_predicted(request: ChatRequest) -> int:

@@ -57,25 +57,70 @@ def escalating(start_daemon: StartDaemon, tmp_path: Path) -> Escalating:
     """A daemon with a key, whose cloud is at the given address."""
 
     def start(base_url: str, provider: str = "openai", **settings: Any) -> Daemon:
-        (tmp_path / "credentials").mkdir(exist_ok=True)
-        (tmp_path / "credentials" / provider).write_text(KEY)
-        cloud = {
-            "CLOUD__MODEL": "claude-3-opus" if provider == "anthropic" else "gpt-4",
-            "CLOUD__BASE_URL": base_url,
-            "CLOUD__MAX_RETRIES": "0",
-        }
-        return start_daemon(credentials=tmp_path / "credentials", **{**cloud, **settings})
+        return start_daemon(credentials=_credentials(tmp_path, provider), **{**_cloud(base_url, provider), **settings})
 
     return start
 
 
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory, models_ready: Path) -> Iterator[Callable[..., Daemon]]:
+    """Daemons that run until the module's tests are over, one for each choice of settings."""
+    running: dict[tuple[tuple[str, str], ...], Daemon] = {}
+    with ExitStack() as stack:
+
+        def start(provider: str, settings: dict[str, str]) -> Daemon:
+            key = tuple(sorted(settings.items()))
+            if key not in running:
+                home = tmp_path_factory.mktemp("home")
+                context = running_daemon(home, models_ready, settings, _credentials(home, provider))
+                daemon = running[key] = stack.enter_context(context)
+                wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "ready")
+            return running[key]
+
+        yield start
+
+
+@pytest.fixture
+def shared(lasting: Callable[..., Daemon]) -> Escalating:
+    """As `escalating`, but one daemon for all tests of the module with the same settings.
+
+    For tests that leave its switches as they were. The process that asks the cloud is a new one in each test, so that
+    it knows of no fault of the test before; the ledger goes on.
+    """
+
+    def start(base_url: str, provider: str = "openai", **settings: Any) -> Daemon:
+        daemon = lasting(provider, {**_cloud(base_url, provider), "CLOUD__IDLE_SECONDS": "0.5", **settings})
+        wait_until(lambda: not daemon.children("cloud"))
+        return daemon
+
+    return start
+
+
+def _credentials(home: Path, provider: str) -> Path:
+    """A folder with the provider's key."""
+    folder = home / "credentials"
+    folder.mkdir(exist_ok=True)
+    (folder / provider).write_text(KEY)
+    return folder
+
+
+def _cloud(base_url: str, provider: str) -> dict[str, str]:
+    return {
+        "CLOUD__MODEL": "claude-3-opus" if provider == "anthropic" else "gpt-4",
+        "CLOUD__BASE_URL": base_url,
+        "CLOUD__MAX_RETRIES": "0",
+    }
+
+
 @pytest.fixture
 def targets(tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """Something worth reaching behind every attempt of `hostile.attack`."""
-    for name in ("home", "models", "conversations"):
-        (tmp_path / name).mkdir()
-    for name in ("key", "models/weak.gguf", "models/other.gguf"):
+    """Something worth reaching behind every attempt of `hostile.attack`, what is upcall's own in its usual places."""
+    for name in ("home", "models", "conversations", "credentials", "config/upcall", "state/upcall"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("key", "models/weak.gguf", "models/other.gguf", "credentials/openai"):
         (tmp_path / name).write_text("secret")
+    (tmp_path / "config/upcall/config.toml").write_text("# secret")
+    (tmp_path / "state/upcall/privacy").write_text("off")
     with ExitStack() as stack:
         port = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         for address, kind in (
@@ -95,6 +140,9 @@ def targets(tmp_path: Path) -> Iterator[dict[str, Any]]:
             "unix_datagrams": str(tmp_path / "notify"),
             "abstract_socket": str(tmp_path),
             "key": str(tmp_path / "key"),
+            "credentials": str(tmp_path / "credentials"),
+            "settings": str(tmp_path / "config/upcall"),
+            "state": str(tmp_path / "state/upcall"),
             "model": str(tmp_path / "models/weak.gguf"),
             "other_model": str(tmp_path / "models/other.gguf"),
             "conversations": str(tmp_path / "conversations"),

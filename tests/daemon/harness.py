@@ -109,6 +109,28 @@ def user_environment(home: Path, models: Path | None = None) -> dict[str, str]:
     return {**kept, **folders, "HOME": str(home), "TZ": NOON}
 
 
+def in_every_wire(prompt: str, model: str) -> dict[str, dict[str, Any]]:
+    """A short request of each path that takes a prompt, by that path."""
+    messages = [{"role": "user", "content": prompt}]
+    ollama = {"stream": False, "options": {"num_predict": 4}}
+    return {
+        path: {"model": model, **body}
+        for path, body in {
+            "/v1/chat/completions": {"messages": messages, "max_tokens": 4},
+            "/v1/completions": {"prompt": prompt, "max_tokens": 4},
+            "/v1/responses": {"input": prompt, "max_output_tokens": 16},
+            "/v1/messages": {"messages": messages, "max_tokens": 4},
+            "/v1/messages/count_tokens": {"messages": messages},
+            "/v1/route": {"messages": messages},
+            "/v1/embeddings": {"input": prompt},
+            "/api/chat": {"messages": messages, **ollama},
+            "/api/generate": {"prompt": prompt, **ollama},
+            "/api/embed": {"input": prompt},
+            "/api/embeddings": {"prompt": prompt},
+        }.items()
+    }
+
+
 def client(daemon: Daemon) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
 

@@ -157,17 +157,17 @@ FAULTS = {
     ),
     "one byte at a time": Fault(bytewise, "Olá 👋", End(cost=USED)),
     "a line of 50 MB": Fault(wide, "x" * WIDE, End(cost=USED)),
-    "slow tokens": Fault(slowly, "x" * 24, End(cost=USED), {"CLOUD__TIMEOUTS__BETWEEN": "8"}),
+    "slow tokens": Fault(slowly, "x" * 24, End(cost=USED), BETWEEN),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FAULTS)
 async def test_a_fault_ends_in_the_documented_outcome_and_costs_what_is_recorded(
-    escalating: Escalating, upstream: Upstream, name: str
+    shared: Escalating, upstream: Upstream, name: str
 ) -> None:
     fault = FAULTS[name]
     upstream.script = fault.script
-    daemon = escalating(upstream.base_url("openai"), **_settings(fault.settings))
+    daemon = shared(upstream.base_url("openai"), **_settings(fault.settings))
 
     await _ends(daemon, fault)
     assert len(upstream.calls) == fault.end.calls
@@ -222,6 +222,7 @@ def _settings(more: dict[str, str]) -> dict[str, str]:
 
 
 async def _ends(daemon: Daemon, fault: Fault) -> None:
+    before = await asyncio.to_thread(_budget, daemon)
     headers, text, error = await asyncio.wait_for(_ask(daemon), 200)
     end, here = fault.end, fault.text is HERE
     assert (headers["x-upcall-route"], headers.get("x-upcall-degraded")) == (
@@ -234,14 +235,19 @@ async def _ends(daemon: Daemon, fault: Fault) -> None:
         # The deadline of the settings ended it, not the one behind it.
         assert error is None or f"within {fault.settings[name]} s" in error
 
-    [row] = (await asyncio.to_thread(daemon.call, "GET", "/upcall/decisions"))["decisions"]
+    row = (await asyncio.to_thread(daemon.call, "GET", "/upcall/decisions"))["decisions"][0]
+    assert row["request_id"] == headers["x-upcall-request-id"]
     assert (row["outcome"], row["error"]) == (end.outcome, end.error)
     assert (row["route"], row["degraded"]) == (("local", True) if here else ("cloud", False))
     assert row["cost_usd"] == pytest.approx(end.cost, abs=1e-9)
     assert row["estimated"] == end.estimated
-    budget = (await asyncio.to_thread(daemon.call, "GET", "/upcall/stats"))["budget"]
-    assert budget["spent_today_usd"] == pytest.approx(end.cost, abs=1e-9)
+    budget = await asyncio.to_thread(_budget, daemon)
+    assert budget["spent_today_usd"] - before["spent_today_usd"] == pytest.approx(end.cost, abs=1e-9)
     assert budget["in_flight_usd"] == 0
+
+
+def _budget(daemon: Daemon) -> Any:
+    return daemon.call("GET", "/upcall/stats")["budget"]
 
 
 async def _ask(daemon: Daemon) -> tuple[Any, str, str | None]:

@@ -19,13 +19,15 @@ import pytest
 from daemon.confine import kernel, seccomp
 from tests.conftest import Require
 from tests.daemon.conftest import Escalating, StartDaemon
-from tests.daemon.harness import UPCALL, client, running_daemon, user_environment, wait_until
+from tests.daemon.harness import UPCALL, client, reload, running_daemon, user_environment, wait_until
 from tests.daemon.planted import HOSTILE, planted, reports
 from tests.emulators.servers import KEY, Emulator
 
 WITHOUT = Path(__file__).with_name("without.py")
 HELLO: Any = [{"role": "user", "content": "hello"}]
 CONFINED = ("gateway", "local")
+OWN = {"gateway": ["list the state", "read the state", "write the state"], "local": []}
+"""What each does for a living: the gateway keeps the ledger there."""
 
 
 def attacked(role: str, targets: dict[str, Any], tmp_path: Path) -> dict[str, bool]:
@@ -52,7 +54,7 @@ def test_a_hostile_process_reaches_nothing(
     outcome = attacked(role, targets, tmp_path)
 
     assert len(outcome) > 20
-    assert [name for name, succeeded in outcome.items() if succeeded] == []
+    assert [name for name, succeeded in outcome.items() if succeeded] == OWN[role]
 
 
 def test_code_inside_the_running_processes_reaches_nothing(
@@ -60,16 +62,18 @@ def test_code_inside_the_running_processes_reaches_nothing(
 ) -> None:
     """The same attempts, by code that waits for a signal inside the very processes that serve."""
     require(_landlock(), "needs a kernel with Landlock")
-    with running_daemon(tmp_path, models_ready, {}, wrapper=planted(tmp_path, targets)) as daemon:
+    # The most that the local worker ever may.
+    settings, wrapper = {"LOCAL__CACHE_ON_DISK": "true"}, planted(tmp_path, targets)
+    with running_daemon(tmp_path, models_ready, settings, Path(targets["credentials"]), wrapper) as daemon:
         wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "ready")
         for count, role in enumerate(("local", "gateway"), 1):
             daemon.children(role)[0].send_signal(signal.SIGUSR1)
             wait_until(lambda count=count: len(reports(tmp_path)) == count)
 
     assert [bool(listeners) for listeners, _ in reports(tmp_path)] == [False, True]
-    for _, outcome in reports(tmp_path):
+    for role, (_, outcome) in zip(("local", "gateway"), reports(tmp_path), strict=True):
         assert len(outcome) > 20
-        assert [name for name, succeeded in outcome.items() if succeeded] == []
+        assert [name for name, succeeded in outcome.items() if succeeded] == OWN[role]
 
 
 def test_every_layer_holds_the_processes_that_see_prompts(start_daemon: StartDaemon, require: Require) -> None:
@@ -90,30 +94,57 @@ def test_every_layer_holds_the_processes_that_see_prompts(start_daemon: StartDae
     assert len(networks) == 3
 
 
+PASSWORDS = ("password-at-the-start", "password-of-a-reload")
+PROXIES = """
+[cloud]
+proxy = "http://user:first-{password}@127.0.0.1:9"
+[[cloud.fallbacks]]
+model = "claude-3-opus"
+proxy = "http://user:fallback-{password}@127.0.0.1:9"
+"""
+
+
 def test_no_process_that_sees_prompts_inherits_keys_from_the_environment_or_the_settings(
     tmp_path: Path, models_ready: Path, require: Require
 ) -> None:
     require(os.geteuid() == 0, "needs root, who may read any memory")
-    settings = {"CLOUD__PROXY": "http://user:proxy-password@127.0.0.1:9"}
     wrapper = ["env", "OPENAI_API_KEY=sk-from-the-shell", "LLAMA_CLOUD_API_KEY=sk-from-the-shell"]
-    with running_daemon(tmp_path, models_ready, settings, wrapper=wrapper) as daemon:
+    config = tmp_path / "config" / "upcall" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(PROXIES.format(password=PASSWORDS[0]))
+    with running_daemon(tmp_path, models_ready, {}, wrapper=wrapper) as daemon:
         wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "ready")
+        supervisor = psutil.Process(daemon.process.pid)
+        first, later = ([f"{of}-{password}".encode() for of in ("first", "fallback")] for password in PASSWORDS)
         # Shows that the search finds what is there.
-        assert _in_memory(psutil.Process(daemon.process.pid), b"proxy-password")
+        assert all(_in_memory(supervisor, password) for password in first)
+        reload(daemon, tmp_path, PROXIES.format(password=PASSWORDS[1]))
+        assert all(_in_memory(supervisor, password) for password in later)
         for role in CONFINED:
             (process,) = daemon.children(role)
             assert "sk-from-the-shell" not in str(process.environ())
-            assert not _in_memory(process, b"proxy-password")
+            assert [password for password in first + later if _in_memory(process, password)] == []
 
 
 def test_nothing_is_imported_from_the_directory_that_upcall_was_started_in(
     tmp_path: Path, models_ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    imported = tmp_path / "imported"
     for module in ("numpy", "psutil", "json", "llama_cpp"):
-        (tmp_path / f"{module}.py").write_text("raise SystemExit('planted')")
+        (tmp_path / f"{module}.py").write_text(f"open({str(imported)!r}, 'w').close()\nraise SystemExit('planted')")
     monkeypatch.chdir(tmp_path)
     with running_daemon(tmp_path, models_ready, {}) as daemon:
         wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "ready")
+        ask = client(daemon).chat.completions.with_raw_response.create
+
+        def helped() -> bool:
+            """By helpers that have looked for the key and for its model's price."""
+            return bool(daemon.call("GET", "/healthz")["cloud"]["models"][0]["detail"]) and (
+                "x-upcall-saved-usd" in ask(model="local", messages=HELLO, max_tokens=1).headers
+            )
+
+        wait_until(lambda: imported.exists() or helped())
+    assert not imported.exists()
 
 
 def test_no_key_is_in_the_memory_of_gateway_or_local_worker_after_escalations(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.api.dashboard import PATHS
 from tests.conftest import Require
 from tests.daemon.conftest import StartDaemon
 from tests.daemon.harness import UPCALL, Daemon, cli, running_daemon, user_environment, wait_until
@@ -19,6 +20,7 @@ from tests.daemon.harness import UPCALL, Daemon, cli, running_daemon, user_envir
 TOKEN = "a-token-of-more-than-enough-characters"
 BODY = b'{"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}'
 JSON = {"Content-Type": "application/json"}
+METHODS = ("GET", "POST", "PUT", "DELETE")
 
 
 def asked(
@@ -61,6 +63,41 @@ def test_without_the_token_nothing_is_served(guarded: Daemon, path: str, token: 
 
     assert status == 401
     assert answered["www-authenticate"] == "Bearer"
+
+
+def test_of_all_paths_the_dashboard_s_files_alone_are_served_without_the_token(guarded: Daemon, upcall: Daemon) -> None:
+    served = {
+        path
+        for path in upcall.paths()
+        if any(asked(guarded, method, path, b"{}", **JSON)[0] != 401 for method in METHODS)
+    }
+
+    assert served == set(PATHS)
+
+
+def test_no_path_is_served_to_another_host(upcall: Daemon) -> None:
+    name = f"attacker.example:{upcall.server.port}"
+    answers = {
+        (method, path): asked(upcall, method, path, b"{}", Host=name, **JSON)[0]
+        for path in upcall.paths()
+        for method in METHODS
+    }
+
+    assert len(answers) > 100
+    assert {each: status for each, status in answers.items() if status != 403} == {}
+
+
+@pytest.mark.parametrize("path", ["/upcall/privacy", "/upcall/routing"])
+@pytest.mark.parametrize("origin", ["https://chat.example.org", "its own"])
+def test_a_page_changes_nothing_without_the_header_that_a_form_cannot_send(
+    guarded: Daemon, path: str, origin: str
+) -> None:
+    page = f"http://127.0.0.1:{guarded.server.port}" if origin == "its own" else origin
+    headers = {**JSON, "Authorization": f"Bearer {TOKEN}", "Origin": page}
+
+    assert asked(guarded, "PUT", path, b"{}", **headers)[0] == 403
+    # It gets in, and is told that the body says nothing.
+    assert asked(guarded, "PUT", path, b"{}", **headers, x_upcall_control="")[0] == 400
 
 
 @pytest.mark.parametrize("headers", [{"Authorization": f"Bearer {TOKEN}"}, {"x_api_key": TOKEN}])

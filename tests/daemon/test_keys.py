@@ -311,7 +311,7 @@ def test_an_empty_key_is_not_stored(keyring: Session) -> None:
     assert state("openai") is KeyState.MISSING
 
 
-def test_the_key_shows_in_no_command_line_or_environment_while_it_is_stored_and_read(keyring: Session) -> None:
+def test_the_key_shows_in_no_command_line_environment_or_file_while_it_is_stored_and_read(keyring: Session) -> None:
     secret = f"sk-{secrets.token_hex(16)}"
     seen: list[bytes] = []
     done = threading.Event()
@@ -337,3 +337,6 @@ def test_the_key_shows_in_no_command_line_or_environment_while_it_is_stored_and_
     assert any(b"daemon.keys" in text for text in seen), "the watcher never saw the helper"
     assert not any(secret.encode() in text for text in seen)
     assert secret not in "".join(f"{name}={value}" for name, value in os.environ.items())
+    written = [path for path in keyring.home.rglob("*") if path.is_file()]
+    assert "login.keyring" in {path.name for path in written}
+    assert [path for path in written if secret.encode() in path.read_bytes()] == []

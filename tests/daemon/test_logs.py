@@ -11,7 +11,8 @@ import pytest
 
 from daemon.logs import REDACTED, redact
 from tests.daemon.conftest import Escalating, StartDaemon
-from tests.daemon.harness import client, wait_until
+from tests.daemon.harness import client, in_every_wire, wait_until
+from tests.emulators.servers import KEY as PROVIDER_KEY
 from tests.emulators.servers import Emulator
 
 WORDS: Any = [{"role": "user", "content": "hello xylophone-quagmire-7731"}]
@@ -96,12 +97,18 @@ def test_json_has_one_object_per_line_and_a_request_s_fields_as_keys(start_daemo
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
-def test_the_most_talkative_log_has_no_word_of_a_prompt_that_went_up(
+def test_the_most_talkative_log_has_no_word_of_a_prompt_that_went_up_and_no_file_the_key(
     aimock: Emulator, escalating: Escalating, provider: str, tmp_path: Path
 ) -> None:
     daemon = escalating(aimock.base_url(provider), provider, LOG__LEVEL="debug")
-    client(daemon).chat.completions.create(model="cloud", messages=WORDS)
+    for path, body in in_every_wire(WORDS[0]["content"], "cloud").items():
+        daemon.call("POST", path, body)
 
-    log = (tmp_path / "log").read_text()
-    assert "route=cloud" in log
-    assert "xylophone" not in log
+    log = tmp_path / "log"
+    wait_until(lambda: log.read_text().count("route=cloud") == 6)
+    assert "xylophone" not in log.read_text()
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert tmp_path / "state" / "upcall" / "ledger.db" in written
+    assert [path for path in written if PROVIDER_KEY.encode() in path.read_bytes()] == [
+        tmp_path / "credentials" / provider
+    ]

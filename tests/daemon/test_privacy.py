@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,10 @@ def reason(daemon: Daemon, model: str = "cloud", **headers: str) -> str:
 
 
 def test_privacy_answers_every_escalation_locally_and_ends_the_cloud_process(
-    escalating: Escalating,
+    shared: Escalating,
     aimock: Emulator,
 ) -> None:
-    daemon = escalating(aimock.base_url("openai"))
+    daemon = shared(aimock.base_url("openai"))
     assert reason(daemon) == "forced_cloud"
     assert daemon.children("cloud")
 
@@ -47,31 +48,40 @@ def test_privacy_answers_every_escalation_locally_and_ends_the_cloud_process(
     assert reason(daemon) == "forced_cloud"
 
 
-async def test_privacy_cuts_an_escalation_under_way_and_tells_its_client(
-    escalating: Escalating,
-    upstream: Upstream,
+async def test_privacy_cuts_escalations_under_way_and_tells_their_clients(
+    escalating: Escalating, upstream: Upstream, tmp_path: Path
 ) -> None:
     async def begin_only(call: Call) -> None:
         await call.send(*call.begin, call.text("One, "))
         await asyncio.Event().wait()
 
-    def cut() -> None:
+    def begin() -> Iterator[Any]:
         received = iter(client(daemon).chat.completions.create(model="cloud", messages=HELLO, stream=True))
         while not next(received).choices[0].delta.content:
             pass
-        daemon.cli("privacy", "on")
+        return received
+
+    def be_cut(received: Iterator[Any]) -> None:
         with pytest.raises(openai.APIError, match="Privacy mode was switched on"):
             for _ in received:
                 pass
 
     upstream.script = begin_only
     daemon = escalating(upstream.base_url("openai"), CLOUD__TIMEOUTS__BETWEEN="600")
-    await asyncio.to_thread(cut)
-    await asyncio.wait_for(upstream.calls[0].left.wait(), 60)
+    before = await asyncio.to_thread(begin)
+    # From here on a worker of its own has the one that has begun, until it is done.
+    await asyncio.to_thread(reload, daemon, tmp_path, "[cloud]\nidle_seconds = 299\n")
+    after = await asyncio.to_thread(begin)
+    assert len(daemon.children("cloud")) == 2
+    await asyncio.to_thread(daemon.cli, "privacy", "on")
+    for call, received in zip(upstream.calls, (before, after), strict=True):
+        await asyncio.wait_for(call.left.wait(), 60)
+        await asyncio.to_thread(be_cut, received)
+    await asyncio.to_thread(wait_until, lambda: not daemon.children("cloud"))
 
 
-def test_every_answer_carries_a_header_while_privacy_mode_is_on(start_daemon: StartDaemon) -> None:
-    daemon = start_daemon()
+def test_every_answer_carries_a_header_while_privacy_mode_is_on(shared: Escalating, aimock: Emulator) -> None:
+    daemon = shared(aimock.base_url("openai"))
 
     def header(path: str, method: str = "GET") -> str | None:
         connection = http.client.HTTPConnection("127.0.0.1", daemon.server.port, timeout=60)
@@ -86,6 +96,7 @@ def test_every_answer_carries_a_header_while_privacy_mode_is_on(start_daemon: St
     for stream in (False, True):
         answer = raw.create(model="local", messages=HELLO, max_tokens=1, stream=stream)
         assert answer.headers["x-upcall-privacy"] == "on"
+    daemon.cli("privacy", "off")
 
 
 def test_nothing_is_pulled_under_privacy(tmp_path: Path) -> None:
@@ -99,14 +110,15 @@ def test_nothing_is_pulled_under_privacy(tmp_path: Path) -> None:
 
 
 def test_a_request_header_tightens_privacy_and_cannot_loosen_it(
-    escalating: Escalating,
+    shared: Escalating,
     aimock: Emulator,
 ) -> None:
-    daemon = escalating(aimock.base_url("openai"))
+    daemon = shared(aimock.base_url("openai"))
     assert reason(daemon, **{"x-upcall-privacy": "on"}) == "privacy"
 
     daemon.cli("privacy", "on")
     assert reason(daemon, **{"x-upcall-privacy": "off"}) == "privacy"
+    daemon.cli("privacy", "off")
 
 
 def test_the_switch_survives_restarts(tmp_path: Path, models_ready: Path) -> None:
@@ -206,9 +218,9 @@ def test_off_that_cannot_be_remembered_is_refused_with_the_reason(start_daemon: 
 
 
 def test_a_switch_that_was_set_past_a_daemon_reaches_it_within_seconds_and_is_said_to(
-    escalating: Escalating, aimock: Emulator
+    shared: Escalating, aimock: Emulator
 ) -> None:
-    daemon = escalating(aimock.base_url("openai"))
+    daemon = shared(aimock.base_url("openai"))
     elsewhere = {**daemon.environment, "UPCALL_SERVER__PORT": "9"}
     assert reason(daemon) == "forced_cloud"
     told = cli(elsewhere, "privacy", "on")

@@ -165,6 +165,24 @@ async def test_a_model_that_the_server_does_not_have_is_named_with_those_that_it
     await asyncio.to_thread(wait_until, lambda: "set local.model to one of: llama3" in detail())
 
 
+def test_tokens_of_a_server_that_has_no_way_to_count_them_are_estimated(pointing: Pointing, upcall: Daemon) -> None:
+    near = pointing(f"{upcall.url}/v1")
+    text = Path(__file__).parents[2].joinpath("docs/architecture.md").read_text()
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}
+    schema = {"type": "object", "properties": {"city": {"type": "string", "description": "Where it rains."}}}
+    body: dict[str, Any] = {"model": "local", "messages": [{"role": "user", "content": text}]}
+    body["tools"] = [{"name": "weather", "description": "Tells the weather of a city.", "input_schema": schema}]
+
+    def counted(daemon: Daemon, **more: Any) -> int:
+        return int(daemon.call("POST", "/v1/messages/count_tokens", {**body, **more})["input_tokens"])
+
+    assert counted(near) == pytest.approx(counted(upcall), rel=0.25)
+    shown = [{"role": "user", "content": [picture]}]
+    assert counted(near, messages=shown) == pytest.approx(counted(upcall, messages=shown), rel=0.25)
+    # What does not fit is no reason to say nothing: that is what a client counts for.
+    assert counted(near, messages=[{"role": "user", "content": "word " * 20_000}]) > 20_000
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -4,13 +4,15 @@ scripts how it answers. Speaks OpenAI's and Anthropic's streams.
 
 import asyncio
 import json
+import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 from aiohttp import web
 
@@ -133,13 +135,23 @@ class Upstream:
         return call.response
 
 
+@pytest.fixture(scope="session")
+def upstream_port() -> Iterator[int]:
+    """A port that nobody else is given meanwhile, so that daemons which outlive a test find the next one's upstream."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
 @pytest_asyncio.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async for server in serving(None):
+async def upstream(upstream_port: int) -> AsyncIterator[Upstream]:
+    async for server in serving(None, upstream_port):
         yield server
 
 
-async def serving(context: ssl.SSLContext | None) -> AsyncIterator[Upstream]:
+async def serving(context: ssl.SSLContext | None, port: int = 0) -> AsyncIterator[Upstream]:
+    """An upstream of a test's own, at `port` or at one that is free."""
     server = Upstream()
     app = web.Application(client_max_size=2**27)
     app.router.add_get("/v1/models", server.list_models)
@@ -147,7 +159,7 @@ async def serving(context: ssl.SSLContext | None) -> AsyncIterator[Upstream]:
     # Off by default: but only a handler that is cancelled tells that the client left.
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+    site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=context, reuse_port=True)
     await site.start()
     server.url = f"{'https' if context else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
     yield server

@@ -161,20 +161,28 @@ async def cached(call: Call) -> None:
     ],
 )
 async def test_each_end_of_a_call_costs_what_is_documented(
-    escalating: Escalating, upstream: Upstream, script: Any, cost: float, estimated: bool
+    shared: Escalating, upstream: Upstream, script: Any, cost: float, estimated: bool
 ) -> None:
     upstream.script = script
     prices = json.dumps({"gpt-4": {"prompt": 10, "completion": 30, "cached": 1}})
-    daemon = escalating(upstream.base_url("openai"), PRICES=prices, LOCAL__MAX_TOKENS="2")
+    daemon = shared(upstream.base_url("openai"), PRICES=prices, LOCAL__MAX_TOKENS="2")
+    before = await asyncio.to_thread(_of_today, daemon)
     async with session(daemon) as opened:
         with contextlib.suppress(aiohttp.ClientError):
             await ask(opened)
-    [kept] = (await asyncio.to_thread(daemon.call, "GET", "/upcall/decisions"))["decisions"]
+    kept = (await asyncio.to_thread(daemon.call, "GET", "/upcall/decisions"))["decisions"][0]
+    requests, paid = await asyncio.to_thread(_of_today, daemon)
 
     assert len(upstream.calls) == 1
+    assert requests == before[0] + 1
     assert kept["cost_usd"] == pytest.approx(cost, abs=1e-9)
     assert kept["estimated"] == estimated
-    assert await asyncio.to_thread(spent, daemon) == pytest.approx(cost, abs=1e-9)
+    assert paid - before[1] == pytest.approx(cost, abs=1e-9)
+
+
+def _of_today(daemon: Daemon) -> tuple[int, float]:
+    """How many requests there were, and what they cost."""
+    return len(daemon.call("GET", "/upcall/decisions")["decisions"]), spent(daemon)
 
 
 async def test_a_try_that_the_provider_may_charge_for_is_counted_beside_the_one_that_answered(
@@ -196,10 +204,10 @@ async def test_a_try_that_the_provider_may_charge_for_is_counted_beside_the_one_
 
 
 async def test_choices_that_take_a_request_each_are_weighed_and_paid_for_one_by_one(
-    escalating: Escalating, upstream: Upstream
+    shared: Escalating, upstream: Upstream
 ) -> None:
     prices = json.dumps({"claude-3-opus": {"prompt": 10, "completion": 30}})
-    daemon = escalating(upstream.base_url("anthropic"), "anthropic", PRICES=prices, LOCAL__MAX_TOKENS="2")
+    daemon = shared(upstream.base_url("anthropic"), "anthropic", PRICES=prices, LOCAL__MAX_TOKENS="2")
     async with session(daemon) as opened:
         dear = await ask(opened, n=3, headers={"x-upcall-max-cost-usd": f"{2.9 * MOST:.9f}"})
         fine = await ask(opened, n=3, headers={"x-upcall-max-cost-usd": f"{3 * MOST:.9f}"})
@@ -213,15 +221,14 @@ async def test_choices_that_take_a_request_each_are_weighed_and_paid_for_one_by_
     assert await asyncio.to_thread(spent, daemon) == pytest.approx(3 * USED + 3 * MOST, abs=1e-9)
 
 
-async def test_a_client_that_leaves_in_the_middle_has_spent_the_most(
-    escalating: Escalating, upstream: Upstream
-) -> None:
+async def test_a_client_that_leaves_in_the_middle_has_spent_the_most(shared: Escalating, upstream: Upstream) -> None:
     async def hang(call: Call) -> None:
         await call.send(*call.begin, call.text("Hel"))
         await asyncio.Event().wait()
 
     upstream.script = hang
-    daemon = start(escalating, upstream)
+    daemon = start(shared, upstream)
+    before = await asyncio.to_thread(spent, daemon)
     async with session(daemon) as opened:
         body = {"model": "cloud", "messages": HELLO, "max_tokens": ANSWER, "stream": True}
         async with opened.post("/v1/chat/completions", json=body) as response:
@@ -233,7 +240,7 @@ async def test_a_client_that_leaves_in_the_middle_has_spent_the_most(
         return bool(decisions) and decisions[0]["outcome"] == "cancelled" and decisions[0]["estimated"]
 
     await asyncio.to_thread(wait_until, cancelled)
-    assert await asyncio.to_thread(spent, daemon) == pytest.approx(MOST, abs=1e-9)
+    assert await asyncio.to_thread(spent, daemon) - before == pytest.approx(MOST, abs=1e-9)
 
 
 async def test_a_local_failure_does_not_go_up_over_the_budget(
@@ -254,8 +261,8 @@ async def test_a_local_failure_does_not_go_up_over_the_budget(
         await asyncio.to_thread(daemon.process.wait, 60)
 
 
-async def test_a_request_names_the_most_that_it_may_cost(escalating: Escalating, upstream: Upstream) -> None:
-    daemon = start(escalating, upstream)
+async def test_a_request_names_the_most_that_it_may_cost(shared: Escalating, upstream: Upstream) -> None:
+    daemon = start(shared, upstream)
     async with session(daemon) as opened:
         dear = await ask(opened, headers={"x-upcall-max-cost-usd": f"{0.9 * MOST:.9f}"})
         cheap = await ask(opened, headers={"x-upcall-max-cost-usd": f"{1.1 * MOST:.9f}"})
@@ -297,8 +304,8 @@ def test_all_that_a_provider_counts_as_prompt_is_weighed() -> None:
         assert most_tokens(ChatRequest(messages=HELLO, extra=extra)) > plain + 1000
 
 
-async def test_a_prediction_may_be_billed_as_answer(escalating: Escalating, upstream: Upstream) -> None:
-    daemon = start(escalating, upstream)
+async def test_a_prediction_may_be_billed_as_answer(shared: Escalating, upstream: Upstream) -> None:
+    daemon = start(shared, upstream)
     prediction = {"type": "content", "content": "x" * 1000}
     cap = {"x-upcall-max-cost-usd": f"{MOST + 1100 * PRICE.prompt:.9f}"}
     async with session(daemon) as opened:

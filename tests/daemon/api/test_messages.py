@@ -61,6 +61,18 @@ BODY: dict[str, Any] = {
 }
 OPTIONAL = {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False}
 UP = {"x-upcall-route": "cloud"}
+OWN = {
+    "x-api-key": "the client's own",
+    "authorization": "Bearer the client's own",
+    "cookie": "session=theirs",
+    "user-agent": "claude-cli/2.0 (of-somebody)",
+    "referer": "http://127.0.0.1/theirs",
+    "x-forwarded-for": "192.0.2.7",
+    "x-stainless-os": "TheirOS",
+    "x-app": "cli-of-theirs",
+    "anthropic-dangerous-direct-browser-access": "their-browser",
+}
+"""What the program that asks sends for upcall alone, or of itself."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -107,12 +119,14 @@ async def post(daemon: Daemon, path: str, body: object, **headers: str) -> tuple
 
 async def test_anthropic_is_sent_what_its_client_sent(with_anthropic: Daemon, upstream: Upstream) -> None:
     beta = {"anthropic-version": "2023-06-01", "anthropic-beta": "context-management-2025-06-27"}
-    status, said, headers = await post(with_anthropic, "/v1/messages?beta=true", BODY, **UP, **beta)
+    status, said, headers = await post(with_anthropic, "/v1/messages?beta=true", BODY, **UP, **beta, **OWN)
     sent = upstream.calls[0]
 
     assert status == 200, said
     assert sent.body == {**BODY, "model": "claude-opus-5", "stream": True}
     assert sent.headers["anthropic-beta"] == beta["anthropic-beta"]
+    assert sent.headers["x-api-key"] == KEY
+    assert [name for name, value in sent.headers.items() if value in {*OWN.values(), *UP.values()}] == []
     assert said["content"] == [{"type": "text", "text": "Hello"}]
     assert headers["request-id"] == headers["x-upcall-request-id"]
 

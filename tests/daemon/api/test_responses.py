@@ -13,11 +13,19 @@ from models.interface import ChatRequest
 from tests.daemon.harness import Daemon
 
 LOOK: dict[str, Any] = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": False}
-OTHERS: list[dict[str, Any]] = [
-    {"type": "web_search", "external_web_access": False},
-    {"type": "custom", "name": "apply_patch", "format": {"type": "grammar", "syntax": "lark", "definition": ""}},
-    {"type": "namespace", "name": "mcp__files", "description": "", "tools": [LOOK]},
-]
+PATCH: dict[str, Any] = {
+    "type": "custom",
+    "name": "apply_patch",
+    "description": "Edits files.",
+    "format": {"type": "grammar", "syntax": "lark", "definition": "start: /.+/"},
+}
+FILES: dict[str, Any] = {
+    "type": "namespace",
+    "name": "mcp__files",
+    "description": "Files of the house.",
+    "tools": [{**LOOK, "description": "Looks."}, {"type": "custom", "name": "run"}, {"type": "web_search"}],
+}
+OTHERS: list[dict[str, Any]] = [{"type": "web_search", "external_web_access": False}, {"type": "tool_search"}]
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
 
 
@@ -29,8 +37,8 @@ def text(words: str, kind: str = "input_text") -> dict[str, str]:
     return {"type": kind, "text": words}
 
 
-def test_tools_that_are_no_functions_are_left_out_with_a_warning(upcall: Daemon) -> None:
-    body = {"model": "gpt-5-codex", "input": "hello", "tools": [LOOK, *OTHERS], "max_output_tokens": 1}
+def test_tools_that_cannot_be_functions_are_left_out_with_a_warning(upcall: Daemon) -> None:
+    body = {"model": "gpt-5-codex", "input": "hello", "tools": [LOOK, PATCH, FILES, *OTHERS], "max_output_tokens": 1}
     connection = http.client.HTTPConnection("127.0.0.1", upcall.server.port, timeout=240)
     connection.request("POST", "/v1/responses", json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
@@ -38,7 +46,7 @@ def test_tools_that_are_no_functions_are_left_out_with_a_warning(upcall: Daemon)
     assert response.status == 200, response.read()
     assert response.headers["x-upcall-reason"] != "tools"
     assert response.headers["x-upcall-warning"] == (
-        "unknown model name, routed as auto; left out tools that are no functions: custom, namespace, web_search"
+        "unknown model name, routed as auto; left out tools of type tool_search, web_search"
     )
     connection.close()
 
@@ -54,11 +62,15 @@ def test_a_function_goes_on_with_what_chat_knows_of_it() -> None:
 @pytest.mark.parametrize(
     ("body", "hint"),
     [
-        ({"tools": OTHERS, "tool_choice": {"type": "web_search"}}, "tool_choice: 'web_search' is no function"),
-        ({"tools": OTHERS, "tool_choice": {"type": "custom", "name": "apply_patch"}}, "'apply_patch' is no function"),
-        ({"tools": [LOOK], "tool_choice": {"type": "function", "name": "hear"}}, "'hear' is no function"),
-        ({"tools": OTHERS, "tool_choice": "required"}, "tool_choice: there is no function"),
+        ({"tools": OTHERS, "tool_choice": {"type": "web_search"}}, "tool_choice: 'web_search' is not among the tools"),
+        ({"tools": [LOOK], "tool_choice": {"type": "custom", "name": "look"}}, "'look' is not among the tools"),
+        ({"tools": [LOOK], "tool_choice": {"type": "function", "name": "hear"}}, "'hear' is not among the tools"),
+        ({"tools": [FILES], "tool_choice": {"type": "function", "name": "look"}}, "'look' is not among the tools"),
+        ({"tools": OTHERS, "tool_choice": "required"}, "tool_choice: there is no tool to call"),
         ({"tools": [{"type": "function"}]}, "a tool of type function needs a name"),
+        ({"tools": [{"type": "namespace", "tools": [LOOK]}]}, "a tool of type namespace needs a name"),
+        ({"tools": [{"type": "namespace", "name": "a", "tools": [{"type": "custom"}]}]}, "custom needs a name"),
+        ({"input": [{"type": "custom_tool_call", "call_id": "1", "name": "f"}]}, "custom_tool_call needs input"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "store: false (AI SDK: openai.chat('auto')"),
         ({"input": [{"type": "computer_call"}]}, "cannot be read; there are message, function_call"),
     ],

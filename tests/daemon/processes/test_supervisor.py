@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -20,7 +21,16 @@ from daemon.config import Settings
 from daemon.processes.children import Children
 from daemon.processes.link import Message, WorkerDown
 from tests.daemon.conftest import Escalating, StartDaemon
-from tests.daemon.harness import UPCALL, Daemon, client, reload, running_daemon, user_environment, wait_until
+from tests.daemon.harness import (
+    UPCALL,
+    Daemon,
+    client,
+    in_every_wire,
+    reload,
+    running_daemon,
+    user_environment,
+    wait_until,
+)
 from tests.emulators.upstream import Call, Upstream, serving
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -191,6 +201,10 @@ def test_no_prompt_reaches_disk_or_log(start_daemon: StartDaemon, tmp_path: Path
     for model in ("auto", "local", "cloud", "unknown"):
         hello = [{"role": "user", "content": f"Repeat: {secret}"}]
         client(daemon).chat.completions.create(model=model, messages=hello, max_tokens=16)  # type: ignore[arg-type]
+    for path, body in in_every_wire(f"Repeat: {secret}", "local").items():
+        daemon.call("POST", path, body)
+        refused = httpx.post(daemon.url + path, json={**body, "model": [secret]}, timeout=60)
+        assert (path, refused.status_code) == (path, 400)
     wrong = [{"role": secret, "content": secret}]
     with pytest.raises(openai.BadRequestError):
         client(daemon).chat.completions.create(model="auto", messages=wrong)  # type: ignore[arg-type]

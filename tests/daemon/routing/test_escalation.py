@@ -20,8 +20,8 @@ STORY: Any = [{"role": "user", "content": "Tell a very long story about a ship."
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
-def test_a_hard_prompt_is_answered_by_the_provider(escalating: Escalating, aimock: Emulator, provider: str) -> None:
-    daemon = escalating(aimock.base_url(provider), provider)
+def test_a_hard_prompt_is_answered_by_the_provider(shared: Escalating, aimock: Emulator, provider: str) -> None:
+    daemon = shared(aimock.base_url(provider), provider)
     answer = client(daemon).chat.completions.with_raw_response.create(model="router-mf-0", messages=HELLO)
     completion = answer.parse()
 
@@ -32,16 +32,16 @@ def test_a_hard_prompt_is_answered_by_the_provider(escalating: Escalating, aimoc
     assert "x-upcall-degraded" not in answer.headers
 
 
-def test_an_easy_prompt_stays_and_starts_no_cloud_process(escalating: Escalating, aimock: Emulator) -> None:
-    daemon = escalating(aimock.base_url("openai"))
+def test_an_easy_prompt_stays_and_starts_no_cloud_process(shared: Escalating, aimock: Emulator) -> None:
+    daemon = shared(aimock.base_url("openai"))
     answer = client(daemon).chat.completions.create(model="router-mf-1", messages=HELLO, max_tokens=4)
 
     assert answer.model == "smollm2-135m"
     assert daemon.children("cloud") == []
 
 
-def test_a_cloud_answer_streams(escalating: Escalating, aimock: Emulator) -> None:
-    daemon = escalating(aimock.base_url("openai"))
+def test_a_cloud_answer_streams(shared: Escalating, aimock: Emulator) -> None:
+    daemon = shared(aimock.base_url("openai"))
     stream = client(daemon).chat.completions.create(
         model="cloud", messages=[{"role": "user", "content": "count slowly"}], stream=True
     )
@@ -54,8 +54,8 @@ def test_a_cloud_answer_streams(escalating: Escalating, aimock: Emulator) -> Non
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
-def test_tool_calls_come_back_from_the_cloud(escalating: Escalating, aimock: Emulator) -> None:
-    daemon = escalating(aimock.base_url("openai"))
+def test_tool_calls_come_back_from_the_cloud(shared: Escalating, aimock: Emulator) -> None:
+    daemon = shared(aimock.base_url("openai"))
     parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
     answer = client(daemon).chat.completions.with_raw_response.create(
         model="cloud",
@@ -79,9 +79,9 @@ def test_tool_calls_come_back_from_the_cloud(escalating: Escalating, aimock: Emu
     ],
 )
 async def test_tools_that_no_local_model_can_be_shown_go_up_as_they_are(
-    escalating: Escalating, upstream: Upstream, tools: dict[str, Any]
+    shared: Escalating, upstream: Upstream, tools: dict[str, Any]
 ) -> None:
-    daemon = escalating(upstream.base_url("openai"))
+    daemon = shared(upstream.base_url("openai"))
     asked = client(daemon).chat.completions.with_raw_response.create
     answered = await asyncio.to_thread(asked, model="auto", messages=HELLO, extra_body=tools)
 
@@ -90,7 +90,7 @@ async def test_tools_that_no_local_model_can_be_shown_go_up_as_they_are(
 
 
 async def test_what_a_dialect_says_beside_the_words_reaches_its_client_whole_and_streamed(
-    escalating: Escalating, upstream: Upstream
+    shared: Escalating, upstream: Upstream
 ) -> None:
     signed = {"google": {"thought_signature": "c2ln"}}
     called = {"index": 0, "id": "c1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
@@ -101,7 +101,7 @@ async def test_what_a_dialect_says_beside_the_words_reaches_its_client_whole_and
         await call.send(*thoughts, chunk({"content": "Four."}), calls, chunk({}, finish_reason="tool_calls"), "[DONE]")
 
     upstream.script = think
-    asking = openai.AsyncOpenAI(base_url=f"{escalating(upstream.base_url('openai')).url}/v1", api_key="none")
+    asking = openai.AsyncOpenAI(base_url=f"{shared(upstream.base_url('openai')).url}/v1", api_key="none")
     asked: Any = {"model": "cloud", "messages": HELLO}
     whole = (await asking.chat.completions.create(**asked)).choices[0].message
     deltas = [part.choices[0].delta async for part in await asking.chat.completions.create(**asked, stream=True)]
@@ -113,7 +113,7 @@ async def test_what_a_dialect_says_beside_the_words_reaches_its_client_whole_and
 
 
 async def test_a_function_of_the_time_before_tools_is_called_in_that_times_words(
-    escalating: Escalating, upstream: Upstream
+    shared: Escalating, upstream: Upstream
 ) -> None:
     async def called(call: Call) -> None:
         begin = chunk({"function_call": {"name": "now", "arguments": "{"}})
@@ -122,7 +122,7 @@ async def test_a_function_of_the_time_before_tools_is_called_in_that_times_words
         )
 
     upstream.script = called
-    asking = openai.AsyncOpenAI(base_url=f"{escalating(upstream.base_url('openai')).url}/v1", api_key="none")
+    asking = openai.AsyncOpenAI(base_url=f"{shared(upstream.base_url('openai')).url}/v1", api_key="none")
     asked: Any = {"model": "cloud", "messages": HELLO, "functions": [{"name": "now", "parameters": {}}]}
     [whole] = (await asking.chat.completions.create(**asked)).choices
     parts = [part.choices[0] async for part in await asking.chat.completions.create(**asked, stream=True)]
@@ -134,14 +134,14 @@ async def test_a_function_of_the_time_before_tools_is_called_in_that_times_words
 
 
 async def test_a_thought_that_its_wire_has_no_place_for_ends_no_turning_to_the_local_model(
-    escalating: Escalating, upstream: Upstream
+    shared: Escalating, upstream: Upstream
 ) -> None:
     async def think_and_break(call: Call) -> None:
         await call.send(chunk({"reasoning_content": "Hm."}))
         call.cut()
 
     upstream.script = think_and_break
-    daemon = escalating(upstream.base_url("openai"))
+    daemon = shared(upstream.base_url("openai"))
     asking = openai.AsyncOpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
     answered = await asking.responses.create(model="cloud", input="hello", max_output_tokens=16)
 
@@ -150,8 +150,8 @@ async def test_a_thought_that_its_wire_has_no_place_for_ends_no_turning_to_the_l
         await asking.chat.completions.create(model="cloud", messages=HELLO)
 
 
-def test_a_cloud_that_is_down_is_answered_for_by_the_local_model(escalating: Escalating) -> None:
-    daemon = escalating("http://127.0.0.1:9/v1")
+def test_a_cloud_that_is_down_is_answered_for_by_the_local_model(shared: Escalating) -> None:
+    daemon = shared("http://127.0.0.1:9/v1")
     answer = client(daemon).chat.completions.with_raw_response.create(model="cloud", messages=HELLO, max_tokens=4)
 
     assert answer.parse().model == "smollm2-135m"

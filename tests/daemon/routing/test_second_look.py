@@ -124,9 +124,9 @@ def _common(value: Any) -> Any:
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 async def test_an_escalated_answer_is_on_every_wire_what_the_cloud_would_have_said_at_once(
-    escalating: Escalating, upstream: Upstream, provider: str
+    shared: Escalating, upstream: Upstream, provider: str
 ) -> None:
-    daemon = escalating(upstream.base_url(provider), provider, **LOOKING, **SURE_OF_NOTHING)
+    daemon = shared(upstream.base_url(provider), provider, **LOOKING, **SURE_OF_NOTHING)
     for path in WIRES:
         for stream in (True, False):
             direct_headers, direct = await ask(daemon, "cloud", path, stream=stream)
@@ -141,9 +141,9 @@ async def test_an_escalated_answer_is_on_every_wire_what_the_cloud_would_have_sa
 
 
 async def test_what_was_thrown_away_and_both_numbers_are_told_and_recorded(
-    escalating: Escalating, upstream: Upstream
+    shared: Escalating, upstream: Upstream
 ) -> None:
-    daemon = escalating(upstream.base_url("openai"), **LOOKING, **SURE_OF_NOTHING)
+    daemon = shared(upstream.base_url("openai"), **LOOKING, **SURE_OF_NOTHING)
     headers, text = await ask(daemon, BELOW_ALL, upcall={"explain": True})
     told, row = json.loads(text)["x_upcall"], await last_row(daemon)
 
@@ -160,9 +160,9 @@ async def test_what_was_thrown_away_and_both_numbers_are_told_and_recorded(
 
 
 async def test_an_answer_that_begins_well_stays_and_loses_nothing_of_what_was_held_back(
-    escalating: Escalating, upstream: Upstream
+    shared: Escalating, upstream: Upstream
 ) -> None:
-    daemon = escalating(upstream.base_url("openai"), **LOOKING, **SURE_OF_ALL)
+    daemon = shared(upstream.base_url("openai"), **LOOKING, **SURE_OF_ALL)
     headers, text = await ask(daemon, BELOW_ALL, stream=True, logprobs=True)
     chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
     logprobs = [choice.get("logprobs") for chunk in chunks for choice in chunk["choices"]]
@@ -208,8 +208,8 @@ async def test_what_was_learnt_about_a_file_outside_the_store_is_read_from_besid
     assert 0 < float(headers["x-upcall-confidence"]) < 1
 
 
-async def test_clear_cases_are_not_held_back(escalating: Escalating, upstream: Upstream) -> None:
-    daemon = escalating(upstream.base_url("openai"), **{**LOOKING, **SURE_OF_NOTHING, "SECOND_LOOK__BAND": "0.001"})
+async def test_clear_cases_are_not_held_back(shared: Escalating, upstream: Upstream) -> None:
+    daemon = shared(upstream.base_url("openai"), **{**LOOKING, **SURE_OF_NOTHING, "SECOND_LOOK__BAND": "0.001"})
     headers, text = await ask(daemon, BELOW_ALL, upcall={"explain": True})
     told = json.loads(text)["x_upcall"]
 
@@ -218,11 +218,9 @@ async def test_clear_cases_are_not_held_back(escalating: Escalating, upstream: U
     assert upstream.calls == []
 
 
-async def test_an_answer_is_not_held_back_longer_than_the_settings_say(
-    escalating: Escalating, upstream: Upstream
-) -> None:
+async def test_an_answer_is_not_held_back_longer_than_the_settings_say(shared: Escalating, upstream: Upstream) -> None:
     hurry = {"SECOND_LOOK__MILLISECONDS": "0.0001"}
-    daemon = escalating(upstream.base_url("openai"), **{**LOOKING, **SURE_OF_NOTHING, **hurry})
+    daemon = shared(upstream.base_url("openai"), **{**LOOKING, **SURE_OF_NOTHING, **hurry})
     headers, text = await ask(daemon, BELOW_ALL)
 
     assert headers["x-upcall-reason"] == "below_threshold"
@@ -230,24 +228,23 @@ async def test_an_answer_is_not_held_back_longer_than_the_settings_say(
     assert json.loads(text)["choices"][0]["message"]["content"]
 
 
-async def test_privacy_keeps_the_answer_here_and_tells_how_sure_it_is(
-    escalating: Escalating, upstream: Upstream
-) -> None:
-    daemon = escalating(upstream.base_url("openai"), **LOOKING, **SURE_OF_NOTHING)
+async def test_privacy_keeps_the_answer_here_and_tells_how_sure_it_is(shared: Escalating, upstream: Upstream) -> None:
+    daemon = shared(upstream.base_url("openai"), **LOOKING, **SURE_OF_NOTHING)
     for _ in range(2):
         for stream in (True, False):
             headers, _ = await ask(daemon, BELOW_ALL, stream=stream, upcall={"privacy": "on"})
             assert (headers["x-upcall-route"], headers["x-upcall-reason"]) == ("local", "privacy")
             assert 0 < float(headers["x-upcall-confidence"]) < 1
         await to_thread(daemon.call, "PUT", "/upcall/privacy", {"on": True})
+    await to_thread(daemon.call, "PUT", "/upcall/privacy", {"on": False})
     assert upstream.calls == []
     assert (await last_row(daemon))["wasted_tokens"] == 0
 
 
 async def test_privacy_tells_how_sure_the_local_model_is_of_prompts_that_the_cloud_was_wanted_for(
-    escalating: Escalating, upstream: Upstream
+    shared: Escalating, upstream: Upstream
 ) -> None:
-    daemon = escalating(upstream.base_url("openai"), **LOOKING, **SURE_OF_NOTHING)
+    daemon = shared(upstream.base_url("openai"), **LOOKING, **SURE_OF_NOTHING)
     headers, _ = await ask(daemon, "router-mf-0", upcall={"privacy": "on"})
     assert (headers["x-upcall-route"], headers["x-upcall-reason"]) == ("local", "privacy")
     assert 0 < float(headers["x-upcall-confidence"]) < 1
@@ -318,12 +315,13 @@ async def hang(call: Call) -> None:
 
 @pytest.mark.parametrize("script", [refuse, hang])
 async def test_where_the_cloud_then_fails_the_local_answer_goes_on_from_what_it_had_read(
-    escalating: Escalating, upstream: Upstream, script: Script
+    shared: Escalating, upstream: Upstream, script: Script
 ) -> None:
     upstream.script = script
-    patience = {"CLOUD__TIMEOUTS__FIRST_BYTE": "5" if script is hang else "60"}
-    daemon = escalating(upstream.base_url("openai"), **LOOKING, **SURE_OF_NOTHING, **patience)
-    headers, text = await ask(daemon, BELOW_ALL)
+    patience = {"CLOUD__TIMEOUTS__FIRST_BYTE": "5"} if script is hang else {}
+    daemon = shared(upstream.base_url("openai"), **LOOKING, **SURE_OF_NOTHING, **patience)
+    # In words of its own, so that nothing was read of it before.
+    headers, text = await ask(daemon, BELOW_ALL, messages=[{"role": "user", "content": f"Once more, please. {PROMPT}"}])
     answer, row = json.loads(text), await last_row(daemon)
 
     assert len(upstream.calls) == 1

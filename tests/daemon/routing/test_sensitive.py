@@ -127,8 +127,8 @@ def test_hostile_text_takes_no_longer_than_it_is_long(text: str) -> None:
 SECRET: Any = said("hello, my password is: Abacaxi#99")
 
 
-def test_a_private_prompt_stays_though_the_cloud_was_asked_for(escalating: Escalating, aimock: Emulator) -> None:
-    daemon = escalating(aimock.base_url("openai"))
+def test_a_private_prompt_stays_though_the_cloud_was_asked_for(shared: Escalating, aimock: Emulator) -> None:
+    daemon = shared(aimock.base_url("openai"))
     answer = client(daemon).chat.completions.with_raw_response.create(model="cloud", messages=SECRET, max_tokens=2)
 
     assert answer.headers["x-upcall-reason"] == "sensitive"
@@ -163,9 +163,9 @@ HIDDEN = {"description": "Of maria.silva@example.org"}
     ],
 )
 def test_what_goes_up_beside_the_messages_is_looked_through_but_for_whose_account_it_is(
-    escalating: Escalating, aimock: Emulator, more: dict[str, object], reason: str
+    shared: Escalating, aimock: Emulator, more: dict[str, object], reason: str
 ) -> None:
-    daemon = escalating(aimock.base_url("openai"))
+    daemon = shared(aimock.base_url("openai"))
     body = {"model": "cloud", "messages": [{"role": "user", "content": "hello"}], **more}
 
     assert daemon.call("POST", "/v1/route", body)["reason"] == reason

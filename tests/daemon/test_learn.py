@@ -4,6 +4,7 @@ import contextlib
 import re
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 
@@ -38,6 +39,19 @@ QUESTIONS = [
 
 class StoppedError(Exception):
     pass
+
+
+def attempted(questions: Sequence[Question], width: int) -> kept.Attempts:
+    """What a model with hidden states of that width may have made of them; every other one right."""
+    random, count = np.random.default_rng(0), len(questions)
+    sureness = random.random((4, count, 1)).tolist()
+    return kept.Attempts(
+        np.array([question.key for question in questions]),
+        np.arange(count) % 2 == 0,
+        *(random.random((count, width)).astype(np.float16) for _ in range(2)),
+        *(kept.padded(each, kept.WATCHED) for each in sureness[:2]),
+        kept.padded(np.concatenate(sureness[2:], axis=1).tolist(), kept.CHOICES),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -76,16 +90,7 @@ def test_what_was_interrupted_goes_on_and_asks_nothing_twice(
 
 
 def test_questions_that_were_all_asked_load_no_model(tmp_path: Path) -> None:
-    kept.append(
-        tmp_path,
-        kept.Attempts(
-            np.array([question.key for question in QUESTIONS]),
-            np.ones(len(QUESTIONS), np.bool_),
-            *(np.ones((len(QUESTIONS), 4), np.float16) for _ in range(2)),
-            *(kept.padded([[0.5]] * len(QUESTIONS), kept.WATCHED) for _ in range(2)),
-            kept.padded([[]] * len(QUESTIONS), kept.CHOICES),
-        ),
-    )
+    kept.append(tmp_path, attempted(QUESTIONS, 4))
     assert len(learn.ask(tmp_path / "no-such.gguf", QUESTIONS[:3], tmp_path)) == 3
 
 
@@ -104,6 +109,13 @@ def test_the_command_asks_in_a_process_without_a_network_and_leaves_what_it_lear
     store: Store, smollm2: Path, use_encoder: Path, data: Path, tmp_path: Path
 ) -> None:
     (model := tmp_path / "mine.gguf").symlink_to(smollm2)
+    sha256 = store.find("smollm2-135m").sha256
+    # Most was asked before it was interrupted: a question takes a second of two cores.
+    questions, answers = (
+        learn.to_learn(200, data, public=False),
+        tmp_path / "cache/upcall/attempts" / learn.folder(sha256).name,
+    )
+    kept.append(answers, attempted(questions[:-16], 576))
     environment = {**user_environment(tmp_path), "UPCALL_ENCODER": str(use_encoder)}
     command = [UPCALL, "learn-model", model, "--data", data, "--questions", "200"]
     with subprocess.Popen(command, env=environment, stdout=PIPE, stderr=STDOUT, text=True) as asking:
@@ -116,7 +128,10 @@ def test_the_command_asks_in_a_process_without_a_network_and_leaves_what_it_lear
         said = asking.stdout.read()
     assert asking.returncode == 0, said
     assert "2" in filters
-    found = beside(model, store.find("smollm2-135m").sha256)
+    asked = kept.read(answers)
+    assert asked is not None
+    assert asked.key.tolist() == [question.key for question in questions]
+    found = beside(model, sha256)
     assert f"{found}: second look {SecondLook.load(found).version}, trained on " in said
 
 

@@ -1,5 +1,6 @@
 """Fixtures that start daemons."""
 
+import json
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from tests.emulators.servers import KEY
 
 StartDaemon = Callable[..., Daemon]
 """`start_daemon(SECTION__KEY="value", …)`, settings as the environment names them."""
+PRICES = json.dumps({name: {"prompt": 10, "completion": 30} for name in ("gpt-4", "claude-3-opus")})
+"""Of daemons for tests of something else: a look-up takes a second of processor time. `PRICES="{}"` has it done."""
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +46,8 @@ def upcall(tmp_path_factory: pytest.TempPathFactory, models_ready: Path) -> Iter
 
     Its answers end: SmolLM2 says hello in twenty tokens or in all that it may.
     """
-    with running_daemon(tmp_path_factory.mktemp("home"), models_ready, {"LOCAL__MAX_TOKENS": "64"}) as daemon:
+    settings = {"LOCAL__MAX_TOKENS": "64", "PRICES": PRICES}
+    with running_daemon(tmp_path_factory.mktemp("home"), models_ready, settings) as daemon:
         wait_until(lambda: daemon.call("GET", "/healthz")["local"]["state"] == "ready")
         yield daemon
 
@@ -109,6 +113,7 @@ def _cloud(base_url: str, provider: str) -> dict[str, str]:
         "CLOUD__MODEL": "claude-3-opus" if provider == "anthropic" else "gpt-4",
         "CLOUD__BASE_URL": base_url,
         "CLOUD__MAX_RETRIES": "0",
+        "PRICES": PRICES,
     }
 
 

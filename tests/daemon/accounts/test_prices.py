@@ -28,7 +28,7 @@ async def test_the_price_list_knows_a_model_and_admits_what_it_does_not_know() -
 
 
 def test_a_cloud_answer_names_its_cost_and_a_local_one_what_it_saved(escalating: Escalating, aimock: Emulator) -> None:
-    daemon = escalating(aimock.base_url("openai"))
+    daemon = escalating(aimock.base_url("openai"), PRICES="{}")
 
     def header(model: str, name: str) -> float | None:
         answer = client(daemon).chat.completions.with_raw_response.create(model=model, messages=HELLO, max_tokens=4)
@@ -120,7 +120,7 @@ async def test_what_anthropic_cached_is_priced_to_the_cent_by_either_wire(
         await call.send(start, *rest, call.text("Hi"), *call.end)
 
     upstream.script = cached
-    daemon = escalating(upstream.base_url("anthropic"), "anthropic")
+    daemon = escalating(upstream.base_url("anthropic"), "anthropic", PRICES="{}")
     await asyncio.to_thread(wait_until, lambda: saved(daemon) is not None)
     body = {"model": "cloud", "messages": HELLO, "max_tokens": 50}
     headers = {"x-upcall-route": "cloud"}

@@ -37,7 +37,6 @@ LOOKING = {
     # Longer than any machine takes for a few tokens: here the count decides, not the clock.
     "SECOND_LOOK__MILLISECONDS": "100000",
     "LOCAL__MAX_TOKENS": "12",
-    "PRICES": json.dumps({"gpt-4": {"prompt": 10, "completion": 30}}),
 }
 BELOW_ALL = "router-mf-1"
 """No prompt scores so high: all of them stay here at the first look."""

@@ -88,14 +88,11 @@ def lasting(tmp_path_factory: pytest.TempPathFactory, models_ready: Path) -> Ite
 def shared(lasting: Callable[..., Daemon]) -> Escalating:
     """As `escalating`, but one daemon for all tests of the module with the same settings.
 
-    For tests that leave its switches as they were. The process that asks the cloud is a new one in each test, so that
-    it knows of no fault of the test before; the ledger goes on.
+    For tests that leave its switches as they were. The ledger goes on, and so does what is known of the cloud's faults.
     """
 
     def start(base_url: str, provider: str = "openai", **settings: Any) -> Daemon:
-        daemon = lasting(provider, {**_cloud(base_url, provider), "CLOUD__IDLE_SECONDS": "0.5", **settings})
-        wait_until(lambda: not daemon.children("cloud"))
-        return daemon
+        return lasting(provider, {**_cloud(base_url, provider), **settings})
 
     return start
 

@@ -15,7 +15,7 @@ from daemon.accounts.prices import Price
 from models.cloud.size import most_tokens
 from models.interface import ChatRequest, Usage
 from tests.daemon.conftest import Escalating
-from tests.daemon.harness import Daemon
+from tests.daemon.harness import Daemon, wait_until
 from tests.emulators.upstream import Call, Script, Upstream, answer, certificate, serving
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -218,10 +218,13 @@ async def test_a_proxy_from_the_settings_carries_the_request(escalating: Escalat
 
 
 def _settings(more: dict[str, str]) -> dict[str, str]:
-    return {"PRICES": PRICES, "LOCAL__MAX_TOKENS": "2", "CLOUD__MAX_RETRIES": "1", **more}
+    usual = {"LOCAL__MAX_TOKENS": "2", "CLOUD__MAX_RETRIES": "1", "CLOUD__IDLE_SECONDS": "0.5"}
+    return {"PRICES": PRICES, **usual, **more}
 
 
 async def _ends(daemon: Daemon, fault: Fault) -> None:
+    # What asks the cloud is a new process, which knows of no fault of the test before.
+    await asyncio.to_thread(wait_until, lambda: not daemon.children("cloud"))
     before = await asyncio.to_thread(_budget, daemon)
     headers, text, error = await asyncio.wait_for(_ask(daemon), 200)
     end, here = fault.end, fault.text is HERE

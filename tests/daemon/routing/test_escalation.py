@@ -19,6 +19,15 @@ HELLO: Any = [{"role": "user", "content": "hello"}]
 STORY: Any = [{"role": "user", "content": "Tell a very long story about a ship."}]
 
 
+def test_an_easy_prompt_stays_and_starts_no_cloud_process(shared: Escalating, aimock: Emulator) -> None:
+    # The first of those that share this daemon: the next ones have one started.
+    daemon = shared(aimock.base_url("openai"))
+    answer = client(daemon).chat.completions.create(model="router-mf-1", messages=HELLO, max_tokens=4)
+
+    assert answer.model == "smollm2-135m"
+    assert daemon.children("cloud") == []
+
+
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 def test_a_hard_prompt_is_answered_by_the_provider(shared: Escalating, aimock: Emulator, provider: str) -> None:
     daemon = shared(aimock.base_url(provider), provider)
@@ -30,14 +39,6 @@ def test_a_hard_prompt_is_answered_by_the_provider(shared: Escalating, aimock: E
     assert answer.headers["x-upcall-route"] == "cloud"
     assert answer.headers["x-upcall-reason"] == "above_threshold"
     assert "x-upcall-degraded" not in answer.headers
-
-
-def test_an_easy_prompt_stays_and_starts_no_cloud_process(shared: Escalating, aimock: Emulator) -> None:
-    daemon = shared(aimock.base_url("openai"))
-    answer = client(daemon).chat.completions.create(model="router-mf-1", messages=HELLO, max_tokens=4)
-
-    assert answer.model == "smollm2-135m"
-    assert daemon.children("cloud") == []
 
 
 def test_a_cloud_answer_streams(shared: Escalating, aimock: Emulator) -> None:

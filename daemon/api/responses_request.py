@@ -166,6 +166,8 @@ class ResponsesBody(Loose):
     @field_validator("tool_choice")
     @classmethod
     def _can_be_met(cls, value: Any, info: ValidationInfo) -> Any:
+        if value in (None, "none", "auto"):
+            return value
         toolbox = Toolbox(_offered(info.data.get("tools"), info.data.get("input", ())))
         if isinstance(value, ToolChoice) and value.called not in toolbox:
             raise ValueError(f"{value.name or value.type!r} is not among the tools; {NOT_AMONG_THEM}")

@@ -111,10 +111,8 @@ def test_the_command_asks_in_a_process_without_a_network_and_leaves_what_it_lear
     (model := tmp_path / "mine.gguf").symlink_to(smollm2)
     sha256 = store.find("smollm2-135m").sha256
     # Most was asked before it was interrupted: a question takes a second of two cores.
-    questions, answers = (
-        learn.to_learn(200, data, public=False),
-        tmp_path / "cache/upcall/attempts" / learn.folder(sha256).name,
-    )
+    questions = learn.to_learn(200, data, public=False)
+    answers = tmp_path / "cache/upcall/attempts" / learn.folder(sha256).name
     kept.append(answers, attempted(questions[:-16], 576))
     environment = {**user_environment(tmp_path), "UPCALL_ENCODER": str(use_encoder)}
     command = [UPCALL, "learn-model", model, "--data", data, "--questions", "200"]
